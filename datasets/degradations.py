@@ -1,0 +1,144 @@
+"""How a low-resolution picture is made from a high-resolution one."""
+
+import numpy as np
+from scipy import sparse
+
+from datasets.errors import InputError
+from datasets.pictures import to_uint8
+
+
+def cubic(x):
+    """Keys' cubic interpolation kernel with a = -0.5."""
+    x = np.abs(x)
+    inner = 1.5 * x**3 - 2.5 * x**2 + 1
+    outer = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
+    return np.where(x <= 1, inner, np.where(x < 2, outer, 0.0))
+
+
+def resize_matrix(size, scale):
+    """The sparse matrix (round up(size * scale), size) of MATLAB's bicubic imresize.
+
+    The kernel is widened by 1 / scale when shrinking (antialiasing), edges are
+    symmetric and every row sums to one.
+    """
+    out = int(np.ceil(size * scale - 1e-9))
+    stretch = min(scale, 1.0)
+    centre = (np.arange(out) + 0.5) / scale - 0.5
+    taps = int(np.ceil(4 / stretch)) + 2
+    index = np.floor(centre - taps / 2).astype(int)[:, None] + 1 + np.arange(taps)
+    weights = cubic(stretch * (centre[:, None] - index))
+    weights /= weights.sum(axis=1, keepdims=True)
+    mirror = index % (2 * size)
+    column = np.where(mirror < size, mirror, 2 * size - 1 - mirror)
+    row = np.broadcast_to(np.arange(out)[:, None], column.shape)
+    matrix = sparse.coo_array((weights.ravel(), (row.ravel(), column.ravel())), shape=(out, size))
+    return matrix.tocsr()
+
+
+def imresize(picture, scale):
+    """Resize (H, W, C) as MATLAB's ``imresize(picture, scale)`` does (bicubic).
+
+    On uint8 the result is bit-exact: rows first, then columns, each rounded to uint8.
+    Floats are computed in float64, unrounded, and returned in their own type.
+    """
+    picture = np.asarray(picture)
+    # Half of an integer picture's values can lie on a tie; MATLAB rounds them up.
+    quantise = (
+        (lambda x: np.floor(np.clip(x, 0, 255) + 0.5)) if picture.dtype == np.uint8 else lambda x: x
+    )
+    height, width, channels = picture.shape
+    x = picture.reshape(height, -1).astype("float64")
+    x = quantise(resize_matrix(height, scale) @ x).reshape(-1, width, channels)
+    x = x.transpose(1, 0, 2).reshape(width, -1)
+    x = quantise(resize_matrix(width, scale) @ x).reshape(-1, x.shape[1] // channels, channels)
+    return np.ascontiguousarray(x.transpose(1, 0, 2).astype(picture.dtype))
+
+
+def mod_crop(picture, scale):
+    """Cut off the last rows and columns until both sizes divide by `scale`."""
+    height, width = picture.shape[:2]
+    return picture[: height - height % scale, : width - width % scale]
+
+
+def random_kernel(rng, size=11, scale=2, noise=0.25):
+    """A random anisotropic blur kernel of DIV2KRK, (size, size) float64, sum 1.
+
+    Its centre of mass lies where `blur_downsample` needs it for LR and HR to be
+    aligned to a fraction of a hundredth of a pixel.
+
+    Source: Bell-Kligler et al., "Blind Super-Resolution Kernel Estimation using an
+    Internal-GAN", NeurIPS 2019, section 5.1: variances U(0.6, 5), angle U(-pi, pi),
+    multiplicative noise U(-0.25, 0.25).
+    """
+    variances = rng.uniform(0.6, 5, 2)
+    theta = rng.uniform(-np.pi, np.pi)
+    weights = 1 + rng.uniform(-noise, noise, (size, size))
+    rotation = np.array([[np.cos(theta), -np.sin(theta)], [np.sin(theta), np.cos(theta)]])
+    precision = rotation @ np.diag(1 / variances) @ rotation.T
+    grid = np.stack(np.meshgrid(np.arange(size), np.arange(size), indexing="ij"), axis=-1)
+    target = size // 2 + 0.5 * (scale - size % 2)
+
+    # Noise and the cut at the border move the centre of mass: move the Gaussian back,
+    # which is exact where resampling a finished kernel would blur it.
+    mean = np.full(2, float(target))
+    for _ in range(20):
+        offset = grid - mean
+        kernel = np.exp(-0.5 * np.einsum("yxi,ij,yxj->yx", offset, precision, offset)) * weights
+        kernel /= kernel.sum()
+        error = target - np.einsum("yx,yxi->i", kernel, grid)
+        if np.abs(error).max() < 1e-6:
+            break
+        mean += error
+    return kernel
+
+
+def blur_downsample(picture, kernel, steps=1, pad=True):
+    """Correlate with `kernel` and keep every second pixel, `steps` times: x2, x4, x8.
+
+    Args:
+        picture: (H, W, C) float, H and W multiples of ``2 ** steps``.
+        kernel: (k, k) with its centre of mass at k // 2 + 0.5, as `random_kernel` makes.
+        steps: How many times the x2 step is done.
+        pad: Continue the picture symmetrically beyond its edges. Without it, the
+            picture must bring `margin` pixels of context on every side.
+
+    Source: DIV2KRK, where the x4 pictures are the x2 step done twice.
+    """
+    if pad:
+        around = margin(kernel.shape[0], steps)
+        picture = np.pad(picture, ((around, around), (around, around), (0, 0)), "symmetric")
+    for _ in range(steps):
+        windows = np.lib.stride_tricks.sliding_window_view(picture, kernel.shape, axis=(0, 1))
+        picture = np.tensordot(windows[::2, ::2], kernel.astype(picture.dtype), axes=2)
+    return picture
+
+
+def margin(size, steps):
+    """Pixels of context on every side that `steps` x2 steps need, for an odd kernel size."""
+    return (2**steps - 1) * (size // 2)
+
+
+def realworld(picture, scale, rng):
+    """Degrade a whole uint8 picture with one random kernel; returns (H / s, W / s, C) uint8."""
+    steps = int(np.log2(scale))
+    floats = picture.astype("float64") / 255
+    return to_uint8(blur_downsample(floats, random_kernel(rng), steps))
+
+
+def degraded(examples, scale, degradation):
+    """(name, lr, hr) of every example; `realworld` kernels are the same at every call."""
+    for number, example in enumerate(examples):
+        hr = mod_crop(example.hr, scale)
+        if hr.size == 0:
+            raise InputError(f"{example.name}: smaller than the scale, {scale}")
+        if example.lr is not None:
+            lr = example.lr
+            if tuple(n * scale for n in lr.shape[:2]) != hr.shape[:2]:
+                raise InputError(
+                    f"{example.name}: LR {lr.shape[:2]} does not fit HR {hr.shape[:2]} at x{scale}"
+                )
+        elif degradation == "bicubic":
+            lr = imresize(hr, 1 / scale)
+        else:
+            lr = realworld(hr, scale, np.random.default_rng((1, number)))
+        yield example.name, lr, hr

@@ -1,0 +1,209 @@
+"""Training batches: patches cut from LR and HR pictures at corresponding places."""
+
+import warnings
+
+import numpy as np
+import tensorflow as tf
+
+from datasets.color import luma
+from datasets.degradations import (
+    blur_downsample,
+    imresize,
+    margin,
+    mod_crop,
+    random_kernel,
+    realworld,
+)
+from datasets.errors import InputError
+from datasets.pictures import to_float, to_uint8
+
+KERNEL_SIZE = 11
+ALIGNMENT_SAMPLE = 32  # pictures: a shift is common to all
+
+
+class Patches:
+    """Deterministic random batches of corresponding patches.
+
+    Batch number n is a function of (pictures, seed, n) alone, so a stopped training
+    goes on with exactly the batches it has not seen.
+
+    Every picture is decoded and degraded once and kept in memory as uint8, together
+    with its smaller versions where a pyramid network needs them.
+
+    Args:
+        examples: Iterable of `datasets.catalogue.Example`.
+        scale: 2, 4 or 8.
+        patch: Height and width of the LR patch.
+        batch: Patches a batch.
+        channels: 1 gives luminance (BT.601, 16..235 over 255), 3 RGB.
+        degradation: `"bicubic"`, `"realworld"` (one random kernel a picture, as in
+            DIV2KRK) or `"realworld-fresh"` (a new random kernel for every patch).
+            Examples that bring their own LR picture keep it.
+        pyramid: Also give the HR picture at every power of two below `scale`.
+        augment: Flip and turn patches at random, LR and HR alike.
+        seed: Of everything random.
+
+    Raises:
+        InputError: when no picture is large enough for a patch, or when an example's
+            LR is not the picture of its HR, or lies shifted against it.
+    """
+
+    def __init__(self, examples, scale, patch, batch, *, channels=3, degradation="bicubic",
+                 pyramid=False, augment=True, seed=0):
+        self.scale, self.patch, self.batch, self.channels = scale, patch, batch, channels
+        self.augment, self.seed = augment, seed
+        self.fresh = degradation == "realworld-fresh"
+        steps = int(np.log2(scale))
+        self.factors = [2**i for i in range(1, steps + 1)] if pyramid else [scale]
+        self.margin = margin(KERNEL_SIZE, steps) if self.fresh else 0
+        self.pictures = []
+        small = 0
+        for index, example in enumerate(examples):
+            hr = mod_crop(_as_channels(example.hr, 3), scale)
+            if min(hr.shape[:2]) < patch * scale:
+                small += 1
+                continue
+            if example.lr is not None:
+                lr = _as_channels(example.lr, 3)
+                check_pair(lr, hr, scale, example.name)
+            elif self.fresh:
+                lr = None
+            elif degradation == "realworld":
+                lr = realworld(hr, scale, np.random.default_rng((seed, index)))
+            else:
+                lr = imresize(hr, 1 / scale)
+            targets = [hr if f == scale else imresize(hr, f / scale) for f in self.factors]
+            self.pictures.append((lr, targets))
+        pairs = [(lr, targets[-1]) for lr, targets in self.pictures
+                 if lr is not None and min(lr.shape[:2]) >= 32]
+        if pairs:
+            check_alignment(pairs[:ALIGNMENT_SAMPLE], scale)
+        if small and self.pictures:
+            warnings.warn(f"{small} pictures are smaller than a patch of {patch * scale} pixels: left out",
+                          stacklevel=2)
+        if not self.pictures:
+            raise InputError(
+                f"no picture is large enough: patches need {patch * scale} x {patch * scale} pixels "
+                f"({small} smaller pictures found)"
+            )
+
+    def __getitem__(self, number):
+        """Batch `number`: (lr, [target, ...]), float32 in [0, 1], one target a factor."""
+        rng = np.random.default_rng((self.seed, number))
+        patches = [self._cut(rng) for _ in range(self.batch)]
+        lr, *targets = (np.stack(arrays) for arrays in zip(*patches, strict=True))
+        return lr, targets
+
+    def _cut(self, rng):
+        lr, targets = self.pictures[rng.integers(len(self.pictures))]
+        height, width = (size // self.scale for size in targets[-1].shape[:2])
+        y = rng.integers(height - self.patch + 1)
+        x = rng.integers(width - self.patch + 1)
+        cuts = [_window(target, y, x, self.patch, f)
+                for f, target in zip(self.factors, targets, strict=True)]
+        if lr is None:
+            cuts.insert(0, self._degrade(rng, targets[-1], y, x))
+        else:
+            cuts.insert(0, _window(lr, y, x, self.patch, 1))
+        if self.augment:
+            turns, flip = rng.integers(4), rng.integers(2)
+            cuts = [np.rot90(cut[:, ::-1] if flip else cut, turns) for cut in cuts]
+        cuts = [to_float(cut) for cut in cuts]
+        return [luma(cut) for cut in cuts] if self.channels == 1 else cuts
+
+    def _degrade(self, rng, hr, y, x):
+        """The LR patch at (y, x) under a kernel of its own, rounded to 8 bits."""
+        top, left, size = y * self.scale, x * self.scale, self.patch * self.scale
+        rows, columns = (
+            _mirror(np.arange(start - self.margin, start + size + self.margin), length)
+            for start, length in zip((top, left), hr.shape, strict=False)
+        )
+        window = to_float(hr[rows[:, None], columns])
+        steps = int(np.log2(self.scale))
+        return to_uint8(blur_downsample(window, random_kernel(rng, KERNEL_SIZE), steps, pad=False))
+
+    def dataset(self, start=0):
+        """An endless `tf.data.Dataset` of batches, from batch number `start` on."""
+        lr = (self.batch, self.patch, self.patch, self.channels)
+        targets = [(self.batch, self.patch * f, self.patch * f, self.channels) for f in self.factors]
+
+        def load(number):
+            batch, *rest = tf.numpy_function(
+                lambda n: (lambda b: [b[0], *b[1]])(self[int(n)]),
+                [number],
+                [tf.float32] * (1 + len(targets)),
+            )
+            batch.set_shape(lr)
+            for tensor, shape in zip(rest, targets, strict=True):
+                tensor.set_shape(shape)
+            return batch, tuple(rest)
+
+        numbers = tf.data.Dataset.range(start, 2**62)
+        return numbers.map(load, num_parallel_calls=2, deterministic=True).prefetch(8)
+
+
+def check_pair(lr, hr, scale, name):
+    """Raise InputError unless `lr` is the picture `hr` at 1 / scale of its size."""
+    expected = tuple(size // scale for size in hr.shape[:2])
+    if lr.shape[:2] != expected:
+        raise InputError(
+            f"{name}: LR of {lr.shape[1]} x {lr.shape[0]} does not belong to HR of "
+            f"{hr.shape[1]} x {hr.shape[0]} at x{scale} (expected {expected[1]} x {expected[0]})"
+        )
+    small = luma(to_float(imresize(hr, 1 / scale))).ravel()
+    likeness = np.corrcoef(small, luma(to_float(lr)).ravel())[0, 1]
+    # Pictures without contrast have no correlation to speak of: let them pass.
+    if likeness < 0.5:
+        raise InputError(f"{name}: LR and HR are different pictures (correlation {likeness:.2f})")
+
+
+def check_alignment(pairs, scale, tolerance=0.05):
+    """Raise InputError if the LRs lie more than `tolerance` HR pixels off their HRs."""
+    dy, dx = shift_between(pairs, scale)
+    if max(abs(dy), abs(dx)) > tolerance:
+        raise InputError(
+            f"LR pictures are shifted against HR by ({dy:+.2f}, {dx:+.2f}) HR pixels; "
+            f"at most {tolerance} is accepted"
+        )
+
+
+def shift_between(pairs, scale):
+    """The common shift (rows, columns) in HR pixels of LR pictures against their HRs.
+
+    By phase correlation: the phase of the cross spectrum falls linearly with
+    frequency, with the shift as its slope. The slope is fitted over the lower
+    frequencies of all pictures, weighted by their power, which resolves hundredths of
+    a pixel and is blind to blur. A shift of more than a few pixels is out of its
+    reach: `check_pair` finds those.
+
+    Args:
+        pairs: List of (lr, hr), uint8.
+        scale: HR's size over LR's.
+    """
+    normal, right = np.zeros((2, 2)), np.zeros(2)
+    for lr, hr in pairs:
+        low, high = (luma(to_float(x)).squeeze(-1) for x in (lr, imresize(hr, 1 / scale)))
+        window = np.outer(*(np.hanning(size + 2)[1:-1] for size in low.shape))
+        low, high = ((x - (x * window).sum() / window.sum()) * window for x in (low, high))
+        cross = np.fft.fft2(low) * np.conj(np.fft.fft2(high))
+        grid = np.meshgrid(*(np.fft.fftfreq(size) for size in low.shape), indexing="ij")
+        power = np.abs(cross) * (np.maximum(*np.abs(grid)) < 0.1)
+        slopes = 2 * np.pi * np.stack(grid, axis=-1)
+        normal += np.einsum("yx,yxi,yxj->ij", power, slopes, slopes)
+        right += np.einsum("yx,yxi->i", power * np.angle(cross), slopes)
+    if np.linalg.cond(normal) > 1e8:  # flat, or striped: no shift to be seen
+        return 0.0, 0.0
+    return tuple(float(shift) for shift in -scale * np.linalg.solve(normal, right))
+
+
+def _window(picture, y, x, patch, factor):
+    return picture[y * factor : (y + patch) * factor, x * factor : (x + patch) * factor]
+
+
+def _mirror(index, size):
+    index = index % (2 * size)
+    return np.where(index < size, index, 2 * size - 1 - index)
+
+
+def _as_channels(picture, channels):
+    return np.repeat(picture, channels, axis=-1) if picture.shape[-1] == 1 else picture

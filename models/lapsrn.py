@@ -1,0 +1,96 @@
+"""LapSRN with sub-pixel convolution: a Laplacian pyramid of residual networks."""
+
+import keras
+from keras import layers
+
+from layers import BicubicUpsampling2D, SubPixelConv2D
+
+SCALES = (2, 4, 8)
+
+
+def lapsrn(
+    scale,
+    channels=1,
+    filters=64,
+    depth=10,
+    slope=0.02,
+    skip_every=0,
+    chain="features",
+    image_branch="bicubic",
+    name=None,
+):
+    """Build LapSRN: (B, H, W, channels) in [0, 1] -> one picture for each level.
+
+    Level i puts out (B, 2^i H, 2^i W, channels); the last is the super-resolved
+    picture. A network of one level returns its picture, others a list. A level
+    extracts features at its input's resolution, upsamples them with a sub-pixel
+    convolution and adds the residual picture made of them to its upsampled input (the
+    image branch). Outputs are not clipped.
+
+    Args:
+        scale: 2, 4 or 8.
+        channels: 1 for luminance (chrominance then goes through bicubic), 3 for RGB.
+        filters: Channels of every feature map.
+        depth: 3x3 convolutions of a level before the upsampling; one number, or one
+            for each level.
+        slope: Slope of the LeakyReLU before each of them.
+        skip_every: Add a skip connection around every so many convolutions, which must
+            divide the depth; 0: around the whole level.
+        chain: What a level hands to the next: `"features"` (the original LapSRN), or
+            `"image"`, one picture (the report's network).
+        image_branch: `"bicubic"` (fixed) or `"subpixel"` (learned).
+        name: The network's name.
+
+    Raises:
+        ValueError: for another scale, a number of depths that differs from the number
+            of levels, or a depth that `skip_every` does not divide.
+
+    Example:
+        >>> network = lapsrn(scale=4)
+        >>> [output.shape for output in network.outputs]
+        [(None, None, None, 1), (None, None, None, 1)]
+
+    Sources: Lai et al., CVPR 2017, section 3.2, for the pyramid; the report
+    "Real world image super resolution with LapSRN", sections 3.2 and 3.3, for
+    pre-activation, local skip and sub-pixel convolution.
+    """
+    if scale not in SCALES:
+        raise ValueError(f"scale must be one of {SCALES}, not {scale}")
+    levels = SCALES.index(scale) + 1
+    depths = [depth] * levels if isinstance(depth, int) else list(depth)
+    if len(depths) != levels:
+        raise ValueError(f"scale {scale} has {levels} levels, but depth names {len(depths)}: {depth}")
+    if skip_every and any(convolutions % skip_every for convolutions in depths):
+        raise ValueError(f"skip_every ({skip_every}) must divide every depth: {depths}")
+
+    def conv(width, **kwargs):
+        return layers.Conv2D(width, 3, padding="same", kernel_initializer="he_normal", **kwargs)
+
+    image = inputs = layers.Input((None, None, channels), name="lr")
+    features = conv(filters, name="head")(image) if chain == "features" else image
+    outputs = []
+    for level, convolutions in enumerate(depths, start=1):
+        # Feature extraction
+        x = skip = features
+        for i in range(1, convolutions + 1):
+            x = layers.LeakyReLU(slope, name=f"level{level}_act{i}")(x)
+            x = conv(filters, name=f"level{level}_conv{i}")(x)
+            if i % (skip_every or convolutions) == 0:
+                # A one-channel skip is broadcast over the feature maps.
+                x = skip = layers.Add(name=f"level{level}_skip{i}")([skip, x])
+        x = SubPixelConv2D(
+            filters, 3, scale=2, kernel_initializer="he_normal", name=f"level{level}_up"
+        )(x)
+        residual = layers.Conv2D(
+            channels, 3, padding="same", kernel_initializer="zeros", name=f"level{level}_residual"
+        )(x)
+
+        # Image reconstruction, in float32 whatever the precision of the features
+        if image_branch == "bicubic":
+            image = BicubicUpsampling2D(2, dtype="float32", name=f"level{level}_image")(image)
+        else:
+            image = SubPixelConv2D(channels, 3, scale=2, name=f"level{level}_image")(image)
+        image = layers.Add(dtype="float32", name=f"level{level}_sr")([image, residual])
+        outputs.append(image)
+        features = x if chain == "features" else image
+    return keras.Model(inputs, outputs, name=name or f"lapsrn_x{scale}")

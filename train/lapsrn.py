@@ -1,0 +1,216 @@
+"""Train LapSRN with sub-pixel convolution.
+
+    python train/lapsrn.py reported-x2 --data FOLDER   the report's settings, faults included
+    python train/lapsrn.py improved-x2 --data FOLDER   the settings of the shipped weights
+    python train/lapsrn.py quick                       minutes on two CPU cores, no data needed
+
+Sources: Lai et al., "Deep Laplacian Pyramid Networks for Fast and Accurate
+Super-Resolution", CVPR 2017 (the paper), and the report "Real world image super
+resolution with LapSRN", whose sections the comments name.
+"""
+
+from commands import command  # first: it quietens TensorFlow
+
+# isort: split
+import dataclasses
+from typing import Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from datasets.catalogue import load
+from datasets.degradations import degraded
+from datasets.errors import InputError
+from datasets.patches import Patches
+from evaluate import evaluate, table
+from losses import Charbonnier, Perceptual
+from models import resolve
+from models.lapsrn import lapsrn
+from train.loop import RunSettings, fit
+
+
+@dataclasses.dataclass
+class Settings:
+    """LapSRN."""
+
+    # Data (3.1)
+    data: tuple[str, ...] = ("photos",)
+    """Where HR pictures come from: folders or names of the catalogue."""
+    scale: Literal[2, 4, 8] = 2
+    """HR's size over LR's."""
+    degradation: Literal["bicubic", "realworld", "realworld-fresh"] = "bicubic"
+    """How LR is made: MATLAB's bicubic; one random kernel a picture; a new one for each patch."""
+    train_pictures: int = 0
+    """Pictures to train on; 0: all that validation and test leave."""
+    val_pictures: int = 5
+    """Pictures held out to choose the best epoch by."""
+    test_pictures: int = 5
+    """Pictures held out for the table at the end."""
+    patch: int = 32
+    """Size of an LR patch in pixels."""
+    batch: int = 16
+    """Patches a batch, over all devices together."""
+
+    # Network (3.2, 3.3)
+    channels: Literal[1, 3] = 1
+    """1: luminance alone, chrominance by bicubic; 3: RGB."""
+    filters: int = 64
+    """Channels of the feature maps."""
+    depth: tuple[int, ...] = (10,)
+    """3x3 convolutions of a level: one number for all, or one for each."""
+    skip_every: int = 2
+    """Skip connection around every so many convolutions; 0: around the whole level."""
+    chain: Literal["features", "image"] = "features"
+    """What a level hands to the next one."""
+    image_branch: Literal["bicubic", "subpixel"] = "bicubic"
+    """Fixed bicubic, or learned sub-pixel convolution."""
+
+    # Loss (3.4)
+    loss: Literal["charbonnier", "perceptual"] = "charbonnier"
+    """What is minimised."""
+    vgg_weights: str = "imagenet"
+    """For the perceptual loss: `imagenet`, or a file of VGG19 weights (.h5, .npz)."""
+    vgg_layer: str = "block2_conv2"
+    """For the perceptual loss: the layer whose features are compared."""
+    levels: Literal["all", "last"] = "all"
+    """Which levels' outputs the loss sees."""
+
+    # Optimisation (3.5)
+    learning_rate: float = 1e-3
+    """Adam's, at the start."""
+    schedule: Literal["cosine", "exponential"] = "cosine"
+    """To zero over the whole run; or times 0.95 every 1000 steps."""
+    epochs: int = 40
+    """Epochs of `steps` steps."""
+    steps: int = 250
+    """Steps an epoch."""
+    start: str = ""
+    """A saved network to start from: layers of the same name and shape take its weights."""
+
+    run: RunSettings = dataclasses.field(default_factory=RunSettings)
+
+
+# The report's settings (3.5). Its network chains pictures between levels and learns the
+# image branch; its loss sees the last level. 80 pictures x 100 patches / 16 = 500 steps.
+REPORTED_X2 = Settings(
+    degradation="realworld", train_pictures=80, test_pictures=15, patch=128, skip_every=0,
+    chain="image", image_branch="subpixel", levels="last", schedule="exponential",
+    epochs=100, steps=500, run=RunSettings(early_stopping=10),
+)
+IMPROVED_X2 = Settings(epochs=40, run=RunSettings(precision="mixed_bfloat16"))
+PRESETS = {
+    "reported-x2": ("The report's x2: real-world kernels, 128x128 LR patches.", REPORTED_X2),
+    # 2000 patches / 4 = 500 steps.
+    "reported-x4": ("The report's x4.", dataclasses.replace(REPORTED_X2, scale=4, batch=4)),
+    "improved-x2": ("x2 as shipped: chained features, fixed bicubic branch, cosine decay.", IMPROVED_X2),
+    "improved-x4": ("x4 as shipped: the loss of both levels.",
+                    dataclasses.replace(IMPROVED_X2, scale=4, patch=24)),
+    "improved-x8": ("x8: three levels.",
+                    dataclasses.replace(IMPROVED_X2, scale=8, patch=16, batch=8)),
+    "quick": ("A small x2 network on photographs that scikit-image ships.",
+              Settings(filters=32, depth=(4,), epochs=5, steps=100, val_pictures=1, test_pictures=0)),
+}
+
+
+class LapSRNTrainer(keras.Model):
+    """Trains `network` on batches (lr, [target of a level, ...])."""
+
+    def __init__(self, network, **kwargs):
+        super().__init__(**kwargs)
+        self.network = network
+        self.loss_metric = keras.metrics.Mean(name="loss")
+        self.psnr_metric = keras.metrics.Mean(name="psnr")
+        self.built = True  # nothing but the network has weights
+
+    @property
+    def metrics(self):
+        return [self.loss_metric, self.psnr_metric]
+
+    def train_step(self, batch):
+        lr, targets = batch
+        replicas = tf.distribute.get_strategy().num_replicas_in_sync
+        with tf.GradientTape() as tape:
+            # With fewer targets than levels, the loss sees the last levels.
+            outputs = keras.tree.flatten(self.network(lr, training=True))[-len(targets):]
+            # A keras loss is divided by the replicas, whose gradients are summed.
+            loss = sum(self.loss(hr, sr) for hr, sr in zip(targets, outputs, strict=True))
+        variables = self.network.trainable_variables
+        self.optimizer.apply(tape.gradient(loss, variables), variables)
+
+        self.loss_metric.update_state(loss * replicas)
+        self.psnr_metric.update_state(tf.image.psnr(targets[-1], tf.clip_by_value(outputs[-1], 0, 1), 1))
+        return self.get_metrics_result()
+
+
+def trainer(settings):
+    """The compiled trainer that the settings describe."""
+    network = lapsrn(
+        settings.scale, settings.channels, settings.filters,
+        settings.depth[0] if len(settings.depth) == 1 else settings.depth,
+        skip_every=settings.skip_every, chain=settings.chain, image_branch=settings.image_branch,
+    )
+    if settings.start:
+        take_weights(network, resolve.load(settings.start))
+    total = settings.epochs * settings.steps
+    schedule = (
+        keras.optimizers.schedules.CosineDecay(settings.learning_rate, total)
+        if settings.schedule == "cosine"
+        else keras.optimizers.schedules.ExponentialDecay(settings.learning_rate, 1000, 0.95)
+    )
+    loss = (
+        Charbonnier(1e-3) if settings.loss == "charbonnier"
+        else Perceptual(settings.vgg_layer, settings.vgg_weights)
+    )
+    model = LapSRNTrainer(network)
+    model.compile(optimizer=keras.optimizers.Adam(schedule), loss=loss)
+    return model
+
+
+def take_weights(network, source):
+    """Copy the weights of every layer that has the same name and shapes in `source`."""
+    given = {layer.name: layer.get_weights() for layer in source.layers}
+    taken = 0
+    for layer in network.layers:
+        weights = given.get(layer.name, [])
+        if weights and [w.shape for w in weights] == [w.shape for w in layer.get_weights()]:
+            layer.set_weights(weights)
+            taken += 1
+    if not taken:
+        raise InputError(f"start: {source.name} has no layer in common with {network.name}")
+
+
+def split(settings):
+    """Read the pictures and part them, at random by the seed: (train, val, test)."""
+    examples = [example for source in settings.data for example in load(source)]
+    held_out = settings.val_pictures + settings.test_pictures
+    train_pictures = settings.train_pictures or len(examples) - held_out
+    if train_pictures < 1 or settings.val_pictures < 1 or train_pictures + held_out > len(examples):
+        raise InputError(
+            f"data: {len(examples)} pictures are too few for {max(train_pictures, 1)} to train, "
+            f"{settings.val_pictures} to validate and {settings.test_pictures} to test on"
+        )
+    order = np.random.default_rng(settings.run.seed).permutation(len(examples))
+    train, val, test, _ = np.split(
+        order, np.cumsum([train_pictures, settings.val_pictures, settings.test_pictures])
+    )
+    return tuple([examples[i] for i in part] for part in (train, val, test))
+
+
+def main(preset: str, settings: Settings):
+    """Train, then print the table of the held-out test pictures."""
+    train, val, test = split(settings)
+    val, test = (list(degraded(part, settings.scale, settings.degradation)) for part in (val, test))
+    patches = Patches(
+        train, settings.scale, settings.patch, settings.batch, channels=settings.channels,
+        degradation=settings.degradation, pyramid=settings.levels == "all", seed=settings.run.seed,
+    )
+    folder = fit(
+        lambda: trainer(settings), patches, val, settings, run=settings.run, paper="lapsrn",
+        preset=preset, epochs=settings.epochs, steps=settings.steps,
+    )
+    print(table(evaluate(resolve.load(folder / "model.keras"), test or val)))
+
+
+if __name__ == "__main__":
+    command(main, PRESETS)

@@ -1,0 +1,270 @@
+"""What the four training scripts share: where to run, what to keep, how to go on.
+
+A run is a folder::
+
+    settings.yaml          the settings it was started with
+    log.csv                one row an epoch
+    model.keras            the best network so far, without its trainer
+    last.keras             the network after the last epoch
+    backup.weights.h5      trainer and optimiser, to go on from
+    samples/               LR, bicubic, SR and HR of the validation pictures, side by side
+    tensorboard/           the log and the samples for TensorBoard
+
+Starting a run again in its folder goes on after its last finished epoch.
+"""
+
+import csv
+import dataclasses
+import math
+import os
+import sys
+import time
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+import yaml
+from PIL import Image
+
+from datasets.degradations import imresize
+from datasets.errors import InputError
+from datasets.pictures import to_float, to_uint8, write_picture
+from metrics.image import quality
+from models.resolve import at_precision, resolve
+
+
+@dataclasses.dataclass
+class RunSettings:
+    """Where and how a training runs."""
+
+    folder: str = ""
+    """Folder of the run; empty: runs/PAPER/PRESET. An existing run goes on."""
+    precision: str = "float32"
+    """float32 or mixed_bfloat16 (about 1.6 times as fast where the processor has bfloat16)."""
+    replicas: int = 0
+    """Devices to train on. 0: every visible GPU, or the CPU. With no GPU, 2 or more split the CPU
+    into logical devices, which tests multi-device training but does not speed it up."""
+    seed: int = 0
+    """Of weights, patches and augmentation."""
+    early_stopping: int = 0
+    """Stop after so many epochs without a better validation PSNR; 0: never."""
+
+
+def strategy(replicas):
+    """The distribution strategy for so many devices (see `RunSettings.replicas`).
+
+    Must be called before TensorFlow computes anything if it is to split the CPU.
+    """
+    gpus = tf.config.list_physical_devices("GPU")
+    wanted = replicas or max(1, len(gpus))
+    if wanted == 1:
+        return tf.distribute.get_strategy()
+    if gpus:
+        if wanted > len(gpus):
+            raise InputError(f"replicas: {wanted} asked for, but {len(gpus)} GPUs are visible")
+        return tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(wanted)])
+    cpu = tf.config.list_physical_devices("CPU")[0]
+    logical = [tf.config.LogicalDeviceConfiguration()] * wanted
+    if tf.config.get_logical_device_configuration(cpu) != logical:
+        tf.config.set_logical_device_configuration(cpu, logical)
+    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(wanted)])
+
+
+def fit(build, patches, validation, settings, *, run, paper, preset, epochs, steps):
+    """Train until `epochs` are done, going on from where the run in its folder stopped.
+
+    Args:
+        build: Function that returns a compiled trainer: a `keras.Model` with a
+            `train_step` and a `network` to save.
+        patches: `datasets.Patches`.
+        validation: List of (name, LR, HR), uint8, measured after every epoch.
+        settings: The whole settings dataclass, kept in the run's folder.
+        run: `RunSettings`.
+        paper: Name of the paper, for the default folder.
+        preset: Name of the preset, for the default folder.
+        epochs: Total number of epochs.
+        steps: Steps an epoch.
+
+    Returns:
+        The run's folder.
+    """
+    folder = Path(run.folder or Path("runs") / paper / preset)
+    folder.mkdir(parents=True, exist_ok=True)
+    _keep_settings(folder / "settings.yaml", settings)
+
+    keras.utils.set_random_seed(run.seed)
+    keras.mixed_precision.set_dtype_policy(run.precision)
+    distribution = strategy(run.replicas)
+    if patches.batch % distribution.num_replicas_in_sync:
+        raise InputError(
+            f"batch: {patches.batch} does not divide by {distribution.num_replicas_in_sync} replicas"
+        )
+    with distribution.scope():
+        trainer = build()
+        trainer.optimizer.build(trainer.trainable_variables)
+
+    log = Log(folder / "log.csv")
+    backup = folder / "backup.weights.h5"
+    if backup.exists():
+        try:
+            trainer.load_weights(backup)
+        except Exception as error:  # h5py and Keras raise many kinds
+            reason = " ".join(str(error).split())[:160]
+            raise InputError(f"{backup}: cannot go on from it ({reason})") from None
+    done = int(trainer.optimizer.iterations) // steps
+    log.rewind(done)
+    if done >= epochs:
+        print(f"{folder}: all {epochs} epochs are done already")
+        return folder
+    print(f"{folder}: {'going on after' if done else 'starting, done'} {done} of {epochs} epochs, "
+          f"{distribution.num_replicas_in_sync} device(s), {run.precision}")
+
+    keeper = Keeper(folder, trainer, validation, log, run.early_stopping, steps)
+    trainer.fit(
+        patches.dataset(start=done * steps),
+        initial_epoch=done,
+        epochs=epochs,
+        steps_per_epoch=steps,
+        shuffle=False,
+        callbacks=[keeper, keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False)],
+        verbose=1 if sys.stdout.isatty() else 2,
+    )
+    if keeper.failure:
+        raise InputError(f"{folder}: stopped, {keeper.failure}; model.keras holds the best weights before it")
+    return folder
+
+
+class Log:
+    """The run's CSV, one row an epoch, which can be cut back to an earlier epoch."""
+
+    def __init__(self, path):
+        self.path = path
+        self.rows = []
+
+    def rewind(self, epochs):
+        """Read the rows of the first `epochs` epochs; later ones are forgotten."""
+        if self.path.exists():
+            with open(self.path, newline="") as file:
+                rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+            self.rows = [row for row in rows if row["epoch"] <= epochs]
+
+    def add(self, row):
+        self.rows.append(row)
+        part = self.path.with_suffix(".part")
+        with open(part, "w", newline="") as file:
+            writer = csv.DictWriter(file, list(dict.fromkeys(k for row in self.rows for k in row)))
+            writer.writeheader()
+            writer.writerows(self.rows)
+        os.replace(part, self.path)
+
+    def best(self, key):
+        """(value, epochs since then) of the largest `key`, or (-inf, 0) in an empty log."""
+        values = [row.get(key, -math.inf) for row in self.rows]
+        if not values:
+            return -math.inf, 0
+        best = int(np.argmax(values))
+        return values[best], len(values) - 1 - best
+
+
+class Keeper(keras.callbacks.Callback):
+    """After every epoch: validate, log, save, draw samples, and stop what has failed."""
+
+    def __init__(self, folder, trainer, validation, log, patience, steps):
+        super().__init__()
+        self.folder, self.network, self.validation = folder, trainer.network, validation
+        self.copy = at_precision(trainer.network, "float32")  # what is measured and saved
+        self.log, self.patience, self.steps = log, patience, steps
+        self.failure = None
+        self.images = tf.summary.create_file_writer(str(folder / "tensorboard" / "samples"))
+
+    def on_epoch_begin(self, epoch, logs=None):
+        self.started = time.perf_counter()
+
+    def on_train_batch_end(self, batch, logs=None):
+        if not math.isfinite(logs["loss"]):
+            self.failure = f"the loss is {logs['loss']} at step {batch + 1} of the epoch"
+            self.model.stop_training = True
+
+    def on_epoch_end(self, epoch, logs=None):
+        if self.failure:
+            return
+        seconds = time.perf_counter() - self.started
+        self.copy.set_weights(self.network.get_weights())
+        pictures = [resolve(self.copy, lr) for _, lr, _ in self.validation]
+        scores = [quality(hr, to_uint8(sr), hr.shape[0] // lr.shape[0])
+                  for (_, lr, hr), sr in zip(self.validation, pictures, strict=True)]
+        logs["val_psnr_y"] = float(np.mean([score["psnr_y"] for score in scores]))
+        logs["val_ssim_y"] = float(np.mean([score["ssim_y"] for score in scores]))
+        if not math.isfinite(logs["val_psnr_y"]):
+            self.failure = f"the validation PSNR is {logs['val_psnr_y']} after epoch {epoch + 1}"
+            self.model.stop_training = True
+            return
+        contrast = np.mean([sr.std() / max(to_float(hr).std(), 1e-6)
+                            for (_, _, hr), sr in zip(self.validation, pictures, strict=True)])
+        if contrast < 0.1:
+            print(f"ALARM: the output is almost constant ({contrast:.0%} of the contrast of HR): "
+                  "check that LR and HR belong together")
+
+        best, _ = self.log.best("val_psnr_y")
+        row = {"epoch": epoch + 1, "step": (epoch + 1) * self.steps, "seconds": round(seconds, 2)}
+        self.log.add({**row, **{key: round(float(value), 6) for key, value in logs.items()}})
+        if logs["val_psnr_y"] > best:
+            save(self.copy, self.folder / "model.keras")
+        save(self.copy, self.folder / "last.keras")
+        self._draw(epoch + 1, pictures)
+        # The backup comes last: a run killed before this line repeats the epoch.
+        part = self.folder / "backup.part.weights.h5"
+        self.model.save_weights(part)
+        os.replace(part, self.folder / "backup.weights.h5")
+        if self.patience and self.log.best("val_psnr_y")[1] >= self.patience:
+            print(f"early stopping: no better PSNR for {self.patience} epochs")
+            self.model.stop_training = True
+
+    def _draw(self, epoch, pictures):
+        rows = [side_by_side(lr, to_uint8(sr), hr)
+                for (_, lr, hr), sr in zip(self.validation[:4], pictures, strict=False)]
+        width = max(row.shape[1] for row in rows)
+        sheet = np.concatenate(
+            [np.pad(row, ((0, 4), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
+        )
+        (self.folder / "samples").mkdir(exist_ok=True)
+        write_picture(self.folder / "samples" / f"epoch_{epoch:04d}.png", sheet)
+        with self.images.as_default():
+            tf.summary.image("lr_bicubic_sr_hr", sheet[None], step=epoch)
+        self.images.flush()
+
+
+def save(network, path):
+    """Save a network as `.keras`, whole or not at all."""
+    part = path.with_name(f"part_{path.name}")
+    network.save(part)
+    os.replace(part, path)
+
+
+def side_by_side(lr, sr, hr, size=192):
+    """Central crops of LR (pixels enlarged), bicubic, SR and HR in one row, RGB uint8."""
+    scale = hr.shape[0] // lr.shape[0]
+    crop = min(size, *hr.shape[:2]) // scale * scale
+    top, left = ((length - crop) // 2 // scale * scale for length in hr.shape[:2])
+    nearest = lr.repeat(scale, 0).repeat(scale, 1)
+    panels = [nearest, imresize(lr, scale), sr, hr]
+    panels = [panel[top : top + crop, left : left + crop] for panel in panels]
+    panels = [np.asarray(Image.fromarray(p.squeeze()).convert("RGB")) for p in panels]
+    return np.concatenate([np.pad(p, ((0, 0), (0, 4), (0, 0)), constant_values=255) for p in panels], 1)
+
+
+def _keep_settings(path, settings):
+    """Write the settings, or refuse to go on with a run that was started with others."""
+    now = dataclasses.asdict(settings)
+    if path.exists():
+        before = yaml.safe_load(path.read_text()) or {}
+        plain = yaml.safe_load(yaml.safe_dump(now))
+        changed = sorted(key for key in plain if before.get(key) != plain[key])
+        if changed:
+            raise InputError(
+                f"{path.parent}: this run was started with another {changed[0]} "
+                f"({before.get(changed[0])}, now {plain[changed[0]]}); choose another --run.folder"
+            )
+    else:
+        path.write_text(yaml.safe_dump(now, sort_keys=False))

@@ -4,12 +4,30 @@ import os
 import sys
 import warnings
 
-# TensorFlow's start-up chatter hides what a command says. This must precede its import.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import tyro
+def _quiet_import():
+    """Import TensorFlow without the dozen lines it writes past every log level."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with open(os.devnull, "wb") as null:
+        os.dup2(null.fileno(), 2)
+    try:
+        import keras  # noqa: F401
+        import tensorflow as tf
 
-from datasets.errors import InputError
+        tf.config.list_physical_devices()
+        tf.get_logger().setLevel("ERROR")
+    finally:
+        os.dup2(stderr, 2)
+        os.close(stderr)
+
+
+_quiet_import()
+
+import tyro  # noqa: E402
+
+from datasets.errors import InputError  # noqa: E402
 
 
 def command(main, presets=None):

@@ -21,6 +21,7 @@ import tyro
 
 from datasets.catalogue import load
 from datasets.degradations import degraded, imresize
+from datasets.errors import InputError
 from datasets.pictures import to_uint8
 from metrics import quality
 from models import resolve
@@ -45,8 +46,9 @@ def evaluate(network, pairs):
     for name, lr, hr in pairs:
         row = {"name": name, "megapixels": hr.shape[0] * hr.shape[1] / 1e6}
         for method, upscale in methods.items():
-            if not pictures:
-                upscale(lr)  # compiles
+            if not pictures:  # compile, for one size and then for any
+                upscale(lr)
+                upscale(lr[:8])
             start = time.perf_counter()
             sr = upscale(lr)
             seconds = time.perf_counter() - start
@@ -75,16 +77,13 @@ def table(result):
     return "\n".join(lines)
 
 
-def figure(network, pairs, path, size=96):
-    """Draw LR, bicubic, SR and HR crops side by side, up to eight pictures."""
-    import matplotlib
-
-    matplotlib.use("Agg")
+def figure(network, pairs, size=96):
+    """Crops of LR, bicubic, SR and HR side by side, up to eight pictures: a matplotlib figure."""
     import matplotlib.pyplot as plt
 
     scale = resolve.scale_of(network)
     pairs = pairs[:8]
-    axes = plt.subplots(len(pairs), 4, figsize=(10, 2.6 * len(pairs)), squeeze=False)[1]
+    sheet, axes = plt.subplots(len(pairs), 4, figsize=(10, 2.6 * len(pairs)), squeeze=False)
     for row, (name, lr, hr) in zip(axes, pairs, strict=True):
         sr = to_uint8(resolve.resolve(network, lr))
         bicubic = imresize(lr, scale)
@@ -100,18 +99,18 @@ def figure(network, pairs, path, size=96):
             axis.imshow(window.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             axis.set_title(f"{name} {label}" if psnr is None else f"{label} {psnr:.2f} dB", fontsize=9)
             axis.axis("off")
-    plt.tight_layout()
-    plt.savefig(path, dpi=110)
-    plt.close()
+    sheet.tight_layout()
+    return sheet
 
 
 def busiest(lr, crop):
-    """Top-left corner of the square of `crop` LR pixels with the most contrast."""
-    grey = lr.mean(-1)
+    """Top-left corner of the square of `crop` LR pixels with the strongest edges."""
+    grey = np.pad(lr.mean(-1), 1, "edge")
+    edges = np.hypot(grey[2:, 1:-1] - grey[:-2, 1:-1], grey[1:-1, 2:] - grey[1:-1, :-2])
     rows = range(0, lr.shape[0] - crop + 1, max(1, crop // 4))
     columns = range(0, lr.shape[1] - crop + 1, max(1, crop // 4))
     return max(((y, x) for y in rows for x in columns),
-               key=lambda at: grey[at[0] : at[0] + crop, at[1] : at[1] + crop].std())
+               key=lambda at: edges[at[0] : at[0] + crop, at[1] : at[1] + crop].sum())
 
 
 def main(
@@ -138,12 +137,14 @@ def main(
     network = resolve.load(model, precision)
     scale = resolve.scale_of(network)
     pairs = list(degraded(load(data, "test", limit), scale, degradation))
+    if not pairs:
+        raise InputError(f"limit: {limit} leaves no picture to measure")
     result = evaluate(network, pairs)
     print(table(result))
     if json_file:
         Path(json_file).write_text(json.dumps(result, indent=1))
     if figure_file:
-        figure(network, pairs, figure_file)
+        figure(network, pairs).savefig(figure_file, dpi=110)
 
 
 if __name__ == "__main__":

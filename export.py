@@ -1,0 +1,230 @@
+"""Export a trained network for TensorFlow Serving.
+
+    python export.py weights/lapsrn-x2.keras served --version 1
+    python export.py weights/lapsrn-x4.keras served --version 1 --precision bfloat16
+
+writes, and later exports into the same folder add to it:
+
+    served/models.config                   what `--model_config_file` takes
+    served/<name>/<version>/               a SavedModel with its warm-up requests
+
+Signatures, each for a batch of RGB pictures of any size from 1 x 1:
+
+    serving_default   lr (B, H, W, 3) float32 in [0, 1] -> sr (B, sH, sW, 3) float32 in [0, 1]
+    uint8             lr (B, H, W, 3) uint8             -> sr (B, sH, sW, 3) uint8
+    image_bytes       image_bytes (B,) PNG or JPEG files -> image_bytes (B,) PNG files, whose
+                      sizes may differ; grey becomes RGB, alpha is dropped, EXIF
+                      rotation is not applied
+"""
+
+from commands import command  # first: it quietens TensorFlow
+
+# isort: split
+import os
+import re
+import shlex
+import shutil
+from pathlib import Path
+from typing import Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+from google.protobuf import text_format
+from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+from tensorflow_serving.config import model_server_config_pb2
+
+from datasets.color import rgb_to_ycbcr, ycbcr_to_rgb
+from datasets.errors import InputError
+from layers import BicubicUpsampling2D
+from models.resolve import SMALLEST, load, scale_of
+
+MOUNT = "/models"  # where the server finds the folder
+
+
+def upscaler(network):
+    """`models.resolve.resolve` as TensorFlow operations, for a batch of RGB pictures.
+
+    Returns:
+        Function (B, H, W, 3) -> (B, sH, sW, 3), float32 in [0, 1], clipped.
+    """
+    scale, luminance = scale_of(network), network.input_shape[-1] == 1
+    bicubic = BicubicUpsampling2D(scale, dtype="float32")
+
+    def run(lr):
+        return keras.tree.flatten(network(lr, training=False))[-1]
+
+    def upscale(lr):
+        height, width = tf.shape(lr)[1], tf.shape(lr)[2]
+        for axis in (1, 2):
+            lr = continued(lr, axis)
+        if luminance:
+            ycbcr = converted(lr, rgb_to_ycbcr)
+            y, cbcr = run(ycbcr[..., :1]), bicubic(ycbcr[..., 1:])
+            sr = converted(tf.concat([y, cbcr], -1), ycbcr_to_rgb)
+        else:
+            sr = run(lr)
+        return tf.clip_by_value(sr[:, : height * scale, : width * scale], 0, 1)
+
+    return upscale
+
+
+def continued(pictures, axis):
+    """Continue an axis smaller than SMALLEST symmetrically by as much."""
+    size = tf.shape(pictures)[axis]
+    index = tf.range(tf.where(size < SMALLEST, size + SMALLEST, size)) % (2 * size)
+    return tf.gather(pictures, tf.minimum(index, 2 * size - 1 - index), axis=axis)
+
+
+def converted(pictures, conversion):
+    """Apply an affine colour conversion of `datasets.color` to (..., 3) float32."""
+    offset = conversion(np.zeros(3))
+    matrix = conversion(np.eye(3)) - offset
+    # A matrix product would lose the last bits of 8 on GPUs that multiply in TF32.
+    return sum(pictures[..., i, None] * row for i, row in enumerate(matrix.astype("float32"))) + offset
+
+
+def signatures(network):
+    """The signatures of a network.
+
+    Returns:
+        Dict of name -> (function, `tf.TensorSpec` of its input).
+    """
+    upscale = upscaler(network)
+
+    def floats(lr):
+        return {"sr": upscale(lr)}
+
+    def integers(lr):
+        sr = upscale(tf.cast(lr, "float32") / 255)
+        return {"sr": tf.cast(tf.floor(sr * 255 + 0.5), "uint8")}
+
+    def files(image_bytes):
+        def one(encoded):
+            # PNG too, whatever the name. The default DCT errs by several levels.
+            lr = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
+            return tf.io.encode_png(integers(lr[None])["sr"][0])
+
+        # One picture after the other: memory then holds the features of one.
+        return {"image_bytes": tf.map_fn(one, image_bytes, tf.string, parallel_iterations=1)}
+
+    return {
+        "serving_default": (floats, tf.TensorSpec((None, None, None, 3), "float32", "lr")),
+        "uint8": (integers, tf.TensorSpec((None, None, None, 3), "uint8", "lr")),
+        "image_bytes": (files, tf.TensorSpec((None,), "string", "image_bytes")),
+    }
+
+
+def write_saved_model(network, folder, name):
+    """Write the network as a SavedModel with one warm-up request for each signature."""
+    archive = keras.export.ExportArchive()
+    archive.track(network)
+    for signature, (function, spec) in signatures(network).items():
+        archive.add_endpoint(signature, function, input_signature=[spec])
+    archive.write_out(folder, verbose=False)
+
+    picture = np.linspace(0, 255, 64 * 64 * 3).reshape(1, 64, 64, 3).astype("uint8")
+    examples = {
+        "serving_default": ("lr", picture.astype("float32") / 255),
+        "uint8": ("lr", picture),
+        "image_bytes": ("image_bytes", [tf.io.encode_png(picture[0]).numpy()]),
+    }
+    extra = Path(folder, "assets.extra")
+    extra.mkdir()
+    with tf.io.TFRecordWriter(str(extra / "tf_serving_warmup_requests")) as file:
+        for signature, (key, value) in examples.items():
+            request = predict_pb2.PredictRequest(inputs={key: tf.make_tensor_proto(value)})
+            request.model_spec.name = name
+            request.model_spec.signature_name = signature
+            log = prediction_log_pb2.PredictLog(request=request)
+            file.write(prediction_log_pb2.PredictionLog(predict_log=log).SerializeToString())
+
+
+def read_config(path):
+    """Read `models.config`; a missing file is an empty one.
+
+    Raises:
+        InputError: if the file is no configuration of TensorFlow Serving.
+    """
+    config = model_server_config_pb2.ModelServerConfig()
+    try:
+        return text_format.Parse(path.read_text(), config) if path.exists() else config
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not a model_config_list of TensorFlow Serving ({error})") from None
+
+
+def export(model, folder, name, version, precision="float32"):
+    """Export a `.keras` file to `folder`, whole or not at all.
+
+    Returns:
+        (path of the version's folder, name of the model).
+
+    Raises:
+        InputError: if the model, the name or the version cannot be used, or the
+            version exists.
+        OSError: if it cannot be written.
+    """
+    if not 0 < version < 2**63:
+        raise InputError(f"--version: expected a positive integer of 64 bits, found {version}")
+    config = read_config(Path(folder, "models.config"))
+    network = load(model, precision)
+    name = network.name if name is None else name
+    if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+        raise InputError(f"--name: expected letters, digits, '_', '-' and '.', found {name!r}")
+    target = Path(folder, name, str(version))
+    if target.exists():
+        raise InputError(f"{target} exists already; choose another --version")
+
+    part = target.with_name(f".{version}.part")  # no number: the server overlooks it
+    part.parent.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        write_saved_model(network, part, name)
+        os.rename(part, target)
+    except tf.errors.OpError as error:  # a full disk and the like
+        raise OSError(f"{target}: {error.message}") from None
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+    if name not in [entry.name for entry in config.model_config_list.config]:
+        config.model_config_list.config.add(
+            name=name, base_path=f"{MOUNT}/{name}", model_platform="tensorflow"
+        )
+        part = Path(folder, ".models.config.part")
+        part.write_text(text_format.MessageToString(config))
+        os.replace(part, Path(folder, "models.config"))
+    return target, name
+
+
+def main(
+    model: str,
+    folder: str,
+    /,
+    version: int,
+    precision: Literal["float32", "bfloat16"] = "float32",
+    name: str | None = None,
+):
+    """Export a trained network for TensorFlow Serving.
+
+    Args:
+        model: The network, a .keras file.
+        folder: Where the served models live; a second model is added to it.
+        version: A positive number. The server serves the highest one.
+        precision: What the network computes in.
+        name: The model's name at the server; by default the network's own.
+    """
+    target, name = export(model, folder, name, version, precision)
+    print(f"""{target}: exported
+
+Start a server:
+  docker pull tensorflow/serving
+  docker run -p 8501:8501 -v {shlex.quote(str(Path(folder).resolve()))}:{MOUNT} tensorflow/serving \\
+    --model_config_file={MOUNT}/models.config
+Upscale a picture:
+  echo '{{"signature_name": "image_bytes", "instances": [{{"b64": "'$(base64 -w0 lr.png)'"}}]}}' |
+    curl -s -d @- localhost:8501/v1/models/{name}:predict |
+    jq -r '.predictions[0].b64' | base64 -d > sr.png""")
+
+
+if __name__ == "__main__":
+    command(main)

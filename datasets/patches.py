@@ -57,7 +57,7 @@ class Patches:
         self.factors = [2**i for i in range(1, steps + 1)] if pyramid else [scale]
         self.margin = margin(KERNEL_SIZE, steps) if self.fresh else 0
         self.pictures = []
-        small = 0
+        given, small = [], 0
         for index, example in enumerate(examples):
             hr = mod_crop(_as_channels(example.hr, 3), scale)
             if min(hr.shape[:2]) < patch * scale:
@@ -66,6 +66,8 @@ class Patches:
             if example.lr is not None:
                 lr = _as_channels(example.lr, 3)
                 check_pair(lr, hr, scale, example.name)
+                if min(lr.shape[:2]) >= 32:
+                    given.append((lr, hr))
             elif self.fresh:
                 lr = None
             elif degradation == "realworld":
@@ -74,10 +76,8 @@ class Patches:
                 lr = imresize(hr, 1 / scale)
             targets = [hr if f == scale else imresize(hr, f / scale) for f in self.factors]
             self.pictures.append((lr, targets))
-        pairs = [(lr, targets[-1]) for lr, targets in self.pictures
-                 if lr is not None and min(lr.shape[:2]) >= 32]
-        if pairs:
-            check_alignment(pairs[:ALIGNMENT_SAMPLE], scale)
+        if given:
+            check_alignment(given[:ALIGNMENT_SAMPLE], scale)
         if small and self.pictures:
             warnings.warn(f"{small} pictures are smaller than a patch of {patch * scale} pixels: left out",
                           stacklevel=2)
@@ -151,19 +151,24 @@ def check_pair(lr, hr, scale, name):
             f"{hr.shape[1]} x {hr.shape[0]} at x{scale} (expected {expected[1]} x {expected[0]})"
         )
     small = luma(to_float(imresize(hr, 1 / scale))).ravel()
-    likeness = np.corrcoef(small, luma(to_float(lr)).ravel())[0, 1]
+    with np.errstate(invalid="ignore"):
+        likeness = np.corrcoef(small, luma(to_float(lr)).ravel())[0, 1]
     # Pictures without contrast have no correlation to speak of: let them pass.
     if likeness < 0.5:
         raise InputError(f"{name}: LR and HR are different pictures (correlation {likeness:.2f})")
 
 
 def check_alignment(pairs, scale, tolerance=0.05):
-    """Raise InputError if the LRs lie more than `tolerance` HR pixels off their HRs."""
+    """Raise InputError if the LRs lie more than `tolerance` LR pixels off their HRs.
+
+    A single small picture lets one measure little better than this; the usual mistakes
+    are half an HR pixel and more.
+    """
     dy, dx = shift_between(pairs, scale)
-    if max(abs(dy), abs(dx)) > tolerance:
+    if max(abs(dy), abs(dx)) > tolerance * scale:
         raise InputError(
             f"LR pictures are shifted against HR by ({dy:+.2f}, {dx:+.2f}) HR pixels; "
-            f"at most {tolerance} is accepted"
+            f"at most {tolerance * scale:.2f} is accepted"
         )
 
 

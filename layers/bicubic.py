@@ -25,8 +25,9 @@ class BicubicUpsampling2D(keras.layers.Layer):
         scale: The upsampling factor s, an integer.
     """
 
-    def __init__(self, scale=2, **kwargs):
-        super().__init__(**kwargs)
+    def __init__(self, scale=2, dtype=None, **kwargs):
+        wide = keras.dtype_policies.get(dtype).compute_dtype == "float64"
+        super().__init__(dtype="float64" if wide else "float32", **kwargs)
         self.scale = scale
 
     def build(self, input_shape):
@@ -40,7 +41,11 @@ class BicubicUpsampling2D(keras.layers.Layer):
         self._kernel = kernel.reshape(5, 5, channels, -1).astype("float32")
 
     def call(self, inputs):
-        padded = ops.pad(inputs, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="symmetric")
+        # The torch backend takes ops.pad's "symmetric" for "replicate": mirror by hand.
+        padded = ops.concatenate([ops.flip(inputs[:, :2], 1), inputs, ops.flip(inputs[:, -2:], 1)], 1)
+        padded = ops.concatenate(
+            [ops.flip(padded[:, :, :2], 2), padded, ops.flip(padded[:, :, -2:], 2)], 2
+        )
         kernel = ops.convert_to_tensor(self._kernel, dtype=padded.dtype)
         phases = ops.conv(padded, kernel, padding="valid", data_format="channels_last")
         return ops.depth_to_space(phases, self.scale, data_format="channels_last")

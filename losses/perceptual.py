@@ -99,7 +99,10 @@ def _load(network, names, weights):
             raise InputError(f"{weights}: not VGG19's weights without its top ({reason})") from None
         arrays = {name: source.get_layer(name).get_weights() for name in names}
     for name in names:
-        network.get_layer(name).set_weights(arrays[name])
+        try:
+            network.get_layer(name).set_weights(arrays[name])
+        except ValueError as error:
+            raise InputError(f"{weights}: {error}") from None
 
 
 def _from_npz(path, names):
@@ -110,8 +113,9 @@ def _from_npz(path, names):
         for name in names:
             short = name.replace("block", "conv").replace("_conv", "_")
             arrays[name] = [archive[f"{short}_w"], archive[f"{short}_b"]]
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(f"{path}: VGG19 weights up to {names[-1]} expected ({error})") from None
+    except Exception as error:  # numpy and zipfile raise many kinds
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"{path}: VGG19 weights up to {names[-1]} expected ({reason})") from None
     return arrays
 
 

@@ -27,19 +27,19 @@ def ssim(reference, picture, border=0):
     """Structural similarity of one picture, (H, W, C) in [0, 1] or uint8.
 
     Gaussian window of 11 x 11 with sigma 1.5, K1 = 0.01, K2 = 0.03, population
-    statistics, averaged over the windows that fit inside the picture. The window
-    shrinks (to an odd size) in pictures smaller than 11 pixels.
+    statistics, averaged over the windows that fit inside the picture. Pictures smaller
+    than the window are continued symmetrically up to its size.
 
     Source: Wang et al., "Image Quality Assessment: From Error Visibility to
     Structural Similarity", 2004.
     """
     reference, picture = _pair(reference, picture, border)
-    smallest = min(reference.shape[:2])
-    truncate = min(5, (smallest - 1) // 2) / 1.5
+    missing = [(0, max(0, 11 - size)) for size in reference.shape[:2]]
+    reference, picture = (np.pad(x, (*missing, (0, 0)), "symmetric") for x in (reference, picture))
     return float(
         structural_similarity(
             reference, picture, data_range=1, channel_axis=-1, gaussian_weights=True, sigma=1.5,
-            truncate=truncate, use_sample_covariance=False,
+            use_sample_covariance=False,
         )
     )
 

@@ -3,6 +3,7 @@
 import keras
 from keras import layers
 
+from datasets.errors import InputError
 from layers import BicubicUpsampling2D, SubPixelConv2D
 
 SCALES = (2, 4, 8)
@@ -37,13 +38,14 @@ def lapsrn(
         skip_every: Add a skip connection around every so many convolutions, which must
             divide the depth; 0: around the whole level.
         chain: What a level hands to the next: `"features"` (the original LapSRN), or
-            `"image"`, one picture (the report's network).
+            `"image"`, one picture of one channel (the report's network).
         image_branch: `"bicubic"` (fixed) or `"subpixel"` (learned).
         name: The network's name.
 
     Raises:
-        ValueError: for another scale, a number of depths that differs from the number
-            of levels, or a depth that `skip_every` does not divide.
+        InputError: for another scale, a number of depths that differs from the number
+            of levels, a depth that `skip_every` does not divide, or a chain of pictures
+            in RGB.
 
     Example:
         >>> network = lapsrn(scale=4)
@@ -55,13 +57,15 @@ def lapsrn(
     pre-activation, local skip and sub-pixel convolution.
     """
     if scale not in SCALES:
-        raise ValueError(f"scale must be one of {SCALES}, not {scale}")
+        raise InputError(f"scale must be one of {SCALES}, not {scale}")
     levels = SCALES.index(scale) + 1
     depths = [depth] * levels if isinstance(depth, int) else list(depth)
     if len(depths) != levels:
-        raise ValueError(f"scale {scale} has {levels} levels, but depth names {len(depths)}: {depth}")
+        raise InputError(f"scale {scale} has {levels} levels, but depth names {len(depths)}: {depth}")
     if skip_every and any(convolutions % skip_every for convolutions in depths):
-        raise ValueError(f"skip_every ({skip_every}) must divide every depth: {depths}")
+        raise InputError(f"skip_every ({skip_every}) must divide every depth: {depths}")
+    if chain == "image" and channels != 1:
+        raise InputError(f"chain: image works with 1 channel, not {channels}")
 
     def conv(width, **kwargs):
         return layers.Conv2D(width, 3, padding="same", kernel_initializer="he_normal", **kwargs)

@@ -9,9 +9,9 @@ import layers  # noqa: F401  registers the custom layers that saved networks hol
 from datasets.color import rgb_to_ycbcr, ycbcr_to_rgb
 from datasets.degradations import imresize
 from datasets.errors import InputError
-from datasets.pictures import to_float
+from datasets.pictures import to_float, to_uint8
 
-# Smaller pictures are continued symmetrically before they enter a network.
+# Smaller pictures are continued symmetrically, by so many pixels, before they enter a network.
 SMALLEST = 8
 
 
@@ -28,6 +28,8 @@ def load(path, precision="float32"):
     except Exception as error:  # Keras raises whatever the broken part raised
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"{path}: not a saved Keras model ({reason})") from None
+    if len(network.inputs) != 1 or network.inputs[0].ndim != 4 or network.input_shape[-1] not in (1, 3):
+        raise InputError(f"{path}: not a network from pictures of 1 or 3 channels to pictures")
     return at_precision(network, precision)
 
 
@@ -68,7 +70,7 @@ def resolve(network, lr):
     lr = to_float(lr)
     scale, channels = scale_of(network), network.input_shape[-1]
     height, width, colours = lr.shape
-    below, right = (max(0, SMALLEST - size) for size in (height, width))
+    below, right = (SMALLEST if size < SMALLEST else 0 for size in (height, width))
     padded = np.pad(lr, ((0, below), (0, right), (0, 0)), "symmetric")
 
     if channels == colours:
@@ -80,6 +82,60 @@ def resolve(network, lr):
     else:
         sr = _run(network, np.repeat(padded, 3, -1)).mean(-1, keepdims=True)
     return np.clip(sr[: height * scale, : width * scale], 0, 1)
+
+
+def resolve_tiled(network, lr, tile=256, progress=None):
+    """`resolve` in tiles that overlap by the network's reach: same result, bounded memory.
+
+    Args:
+        network: A network whose output depends on a neighbourhood only.
+        lr: (H, W, 1|3), uint8 or float in [0, 1].
+        tile: Size of the square in LR pixels that is computed at a time.
+        progress: Called with the number of LR pixels after each tile.
+
+    Returns:
+        (sH, sW, C) uint8, so that a large picture fits in memory.
+    """
+    # A window smaller than SMALLEST would be continued, where the whole picture is not.
+    scale, overlap = scale_of(network), max(SMALLEST, reach(network))
+    height, width, colours = lr.shape
+    sr = np.empty((height * scale, width * scale, colours), "uint8")
+    for top in range(0, height, tile):
+        for left in range(0, width, tile):
+            bottom, right = min(top + tile, height), min(left + tile, width)
+            # Where the picture ends, the window ends: there the network pads, as it
+            # does with the whole picture.
+            y, x = max(0, top - overlap), max(0, left - overlap)
+            window = resolve(network, lr[y : bottom + overlap, x : right + overlap])
+            sr[top * scale : bottom * scale, left * scale : right * scale] = to_uint8(
+                window[(top - y) * scale : (bottom - y) * scale, (left - x) * scale : (right - x) * scale]
+            )
+            if progress:
+                progress((bottom - top) * (right - left))
+    return sr
+
+
+def reach(network):
+    """How many LR pixels away an LR pixel can still change the output.
+
+    Found by trying: one pixel is changed by far more than a picture's range, and the
+    changed output pixels are looked at. Bicubic chrominance needs at least 3.
+
+    Raises:
+        ValueError: if the whole output changes, however large the picture.
+    """
+    network = at_precision(network, "float32")
+    scale = scale_of(network)
+    for size in (64, 128, 256):
+        picture = np.random.default_rng(0).random((size, size, network.input_shape[-1]), "float32")
+        centre = size // 2
+        changed = picture.copy()
+        changed[centre, centre] += 1e6
+        rows, columns = np.nonzero((_run(network, picture) != _run(network, changed)).any(-1))
+        at = np.concatenate([rows, columns]) // scale
+        if at.min() > 0 and at.max() < size - 1:
+            return max(3, int(np.abs(at - centre).max()))
+    raise ValueError(f"{network.name} cannot be tiled: one pixel changes the whole picture")
 
 
 def _run(network, picture):

@@ -91,7 +91,8 @@ def fit(build, patches, validation, settings, *, run, paper, preset, epochs, ste
     """
     folder = Path(run.folder or Path("runs") / paper / preset)
     folder.mkdir(parents=True, exist_ok=True)
-    _keep_settings(folder / "settings.yaml", settings)
+    backup = folder / "backup.weights.h5"
+    _keep_settings(folder / "settings.yaml", settings, begun=backup.exists())
 
     keras.utils.set_random_seed(run.seed)
     keras.mixed_precision.set_dtype_policy(run.precision)
@@ -105,17 +106,16 @@ def fit(build, patches, validation, settings, *, run, paper, preset, epochs, ste
         trainer.optimizer.build(trainer.trainable_variables)
 
     log = Log(folder / "log.csv")
-    backup = folder / "backup.weights.h5"
     if backup.exists():
         try:
             trainer.load_weights(backup)
         except Exception as error:  # h5py and Keras raise many kinds
             reason = " ".join(str(error).split())[:160]
             raise InputError(f"{backup}: cannot go on from it ({reason})") from None
-    done = int(trainer.optimizer.iterations) // steps
+    done = int(trainer.optimizer.iterations.numpy()) // steps
     log.rewind(done)
-    if done >= epochs:
-        print(f"{folder}: all {epochs} epochs are done already")
+    if done >= epochs or log.stale(run.early_stopping):
+        print(f"{folder}: done already, after {done} of {epochs} epochs")
         return folder
     print(f"{folder}: {'going on after' if done else 'starting, done'} {done} of {epochs} epochs, "
           f"{distribution.num_replicas_in_sync} device(s), {run.precision}")
@@ -146,7 +146,8 @@ class Log:
         """Read the rows of the first `epochs` epochs; later ones are forgotten."""
         if self.path.exists():
             with open(self.path, newline="") as file:
-                rows = [{k: float(v) for k, v in row.items() if v} for row in csv.DictReader(file)]
+                rows = [{k: int(v) if v.isdigit() else float(v) for k, v in row.items() if v}
+                        for row in csv.DictReader(file)]
             self.rows = [row for row in rows if row["epoch"] <= epochs]
 
     def add(self, row):
@@ -165,6 +166,10 @@ class Log:
             return -math.inf, 0
         best = int(np.argmax(values))
         return values[best], len(values) - 1 - best
+
+    def stale(self, patience):
+        """Whether so many epochs brought no better validation PSNR; 0: never."""
+        return patience > 0 and self.best("val_psnr_y")[1] >= patience
 
 
 class Keeper(keras.callbacks.Callback):
@@ -217,7 +222,7 @@ class Keeper(keras.callbacks.Callback):
         part = self.folder / "backup.part.weights.h5"
         self.model.save_weights(part)
         os.replace(part, self.folder / "backup.weights.h5")
-        if self.patience and self.log.best("val_psnr_y")[1] >= self.patience:
+        if self.log.stale(self.patience):
             print(f"early stopping: no better PSNR for {self.patience} epochs")
             self.model.stop_training = True
 
@@ -254,10 +259,10 @@ def side_by_side(lr, sr, hr, size=192):
     return np.concatenate([np.pad(p, ((0, 0), (0, 4), (0, 0)), constant_values=255) for p in panels], 1)
 
 
-def _keep_settings(path, settings):
-    """Write the settings, or refuse to go on with a run that was started with others."""
+def _keep_settings(path, settings, begun):
+    """Write the settings, or refuse to go on with a run that has begun with others."""
     now = dataclasses.asdict(settings)
-    if path.exists():
+    if begun and path.exists():
         before = yaml.safe_load(path.read_text()) or {}
         plain = yaml.safe_load(yaml.safe_dump(now))
         changed = sorted(key for key in plain if before.get(key) != plain[key])

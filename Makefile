@@ -1,0 +1,41 @@
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test test-addons lint clean
+
+# Upscale a photograph with shipped weights, train a small network, measure it.
+demo: $(VENV)/installed
+	@echo "--- Upscaling a photograph with shipped weights"
+	$(BIN)/python -c "from datasets import catalogue, degradations, pictures; \
+	  e = next(catalogue.load('photos', 'test')); hr = degradations.mod_crop(e.hr, 4); \
+	  import pathlib; pathlib.Path('demo').mkdir(exist_ok=True); \
+	  pictures.write_picture(f'demo/{e.name}_small.png', degradations.imresize(hr, 1 / 4))"
+	$(BIN)/python upscale.py weights/lapsrn-x4.keras demo/astronaut_small.png -o demo
+	@echo "--- Measuring the shipped weights on photographs"
+	$(BIN)/python evaluate.py weights/lapsrn-x4.keras --data photos --figure demo/lapsrn-x4.png
+	@echo "--- Training a small network on photographs"
+	$(BIN)/python train/lapsrn.py quick --run.folder demo/quick
+	@echo "--- Done. Look at demo/astronaut_small_x4.png, demo/lapsrn-x4.png and demo/quick/samples/"
+
+test: $(VENV)/installed
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest
+
+# What replaced tensorflow-addons against the original, in an environment of its own.
+test-addons:
+	test -d $(VENV)-addons || $(PYTHON) -m venv $(VENV)-addons
+	$(VENV)-addons/bin/python -m pip install --quiet --requirement requirements-addons.txt
+	$(VENV)-addons/bin/python -m pytest --noconftest tests/test_addons.py
+
+lint: $(VENV)/installed
+	$(BIN)/ruff check .
+
+$(VENV)/installed: requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	@touch $@
+
+clean:
+	rm -rf $(VENV) $(VENV)-addons demo runs

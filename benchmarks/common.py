@@ -1,0 +1,127 @@
+"""What the benchmarks share: the machine, fair timing, tables, and the result files."""
+
+import datetime
+import gc
+import importlib.metadata
+import json
+import os
+import platform
+import statistics
+import time
+from pathlib import Path
+
+import numpy as np
+import tensorflow as tf
+
+RESULTS = Path(__file__).parent / "results"
+PACKAGES = ("keras", "tensorflow", "torch", "numpy", "scipy", "pillow", "opencv-contrib-python-headless")
+
+
+def machine():
+    """Processor, the cores this process may use, memory in GiB, and GPUs by name."""
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.partition(":")[2].strip() for line in info.read_text().splitlines()
+                 if line.startswith("model name")]
+        cpu = names[0] if names else cpu
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    gpus = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU")
+            for gpu in tf.config.list_physical_devices("GPU")]
+    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "memory_gib": round(memory, 1), "gpus": gpus}
+
+
+def versions():
+    found = {"python": platform.python_version()}
+    for package in PACKAGES:
+        try:
+            found[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def interleaved(functions, rounds):
+    """Time functions in turn, so that a slow moment of the machine meets them all.
+
+    Args:
+        functions: Dict of name -> function without arguments.
+        rounds: How often each is timed, after one call that is not (it compiles).
+
+    Returns:
+        Dict of name -> {"median": seconds, "min": seconds}.
+    """
+    for function in functions.values():
+        function()
+    seconds = {name: [] for name in functions}
+    for _ in range(rounds):
+        for name, function in functions.items():
+            gc.collect()
+            start = time.perf_counter()
+            function()
+            seconds[name].append(time.perf_counter() - start)
+    return {name: {"median": statistics.median(s), "min": min(s)} for name, s in seconds.items()}
+
+
+def peak_functions():
+    """What the machine can do at best in TensorFlow: dict of name -> (function, FLOP).
+
+    A convolution 3x3, 64 -> 64 channels, of 640 x 360 pixels, and a product of two
+    matrices of 2048 x 2048, each in float32 and bfloat16.
+    """
+    functions = {}
+    for dtype in ("float32", "bfloat16"):
+        features, kernel, matrix = (
+            tf.cast(tf.random.stateless_normal(shape, seed=(0, 0)), dtype)
+            for shape in ((1, 360, 640, 64), (3, 3, 64, 64), (2048, 2048))
+        )
+        conv = tf.function(lambda x, k: tf.nn.conv2d(x, k, 1, "SAME"))
+        product = tf.function(tf.matmul)
+        # Reading one value back waits for the whole, on a GPU too.
+        functions[f"conv {dtype}"] = (
+            lambda f=conv, x=features, k=kernel: f(x, k)[0, 0, 0, 0].numpy(), 2 * 9 * 64 * 64 * 640 * 360
+        )
+        functions[f"matmul {dtype}"] = (lambda f=product, m=matrix: f(m, m)[0, 0].numpy(), 2 * 2048**3)
+    return functions
+
+
+def flop(network, height, width):
+    """FLOP of all convolutions of a network for one picture, two a multiplication and addition."""
+    import keras
+
+    layers = [layer for layer in network.layers if hasattr(layer, "kernel_size")]
+    parts = keras.Model(network.inputs, [layer.output for layer in layers])
+    shapes = parts.compute_output_shape((1, height, width, network.input_shape[-1]))
+    # A pixel shuffle keeps the number of values, so this holds for sub-pixel convolutions.
+    return sum(2 * int(np.prod(layer.kernel.shape[:3])) * int(np.prod(shape))
+               for layer, shape in zip(layers, shapes, strict=True))
+
+
+def randomise(network, seed=0):
+    """Add noise to all weights: zero-initialised layers would hide what does not agree."""
+    rng = np.random.default_rng(seed)
+    network.set_weights([w + rng.normal(0, 0.01, w.shape).astype("float32") for w in network.get_weights()])
+
+
+def table(rows, columns):
+    """Rows (dicts) as aligned text; `columns` maps a key to its format, such as ".2f"."""
+    lines = [list(columns)]
+    for row in rows:
+        lines.append(["-" if row.get(key) is None else format(row[key], spec)
+                      for key, spec in columns.items()])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(w) if i == 0 else cell.rjust(w)
+                  for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
+        for line in lines
+    )
+
+
+def save(name, rows, **more):
+    """Write benchmarks/results/NAME.json."""
+    RESULTS.mkdir(exist_ok=True)
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    result = {"machine": machine(), "versions": versions(), "date": date, **more, "rows": rows}
+    path = RESULTS / f"{name}.json"
+    path.write_text(json.dumps(result, indent=1) + "\n")
+    print(f"written: benchmarks/results/{path.name}")

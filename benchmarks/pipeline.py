@@ -1,0 +1,78 @@
+"""Does the data pipeline keep up with the network?
+
+    python benchmarks/pipeline.py --data FOLDER
+
+Batches a second of `datasets.Patches(...).dataset()` alone, against the training steps a
+second on a fixed batch, for the shapes of the `improved` presets at both precisions. The
+goal is three times as many, which leaves the processor to the network.
+"""
+
+from commands import command  # first: it quietens TensorFlow
+
+# isort: split
+import dataclasses
+
+import keras
+from common import interleaved, save, table
+from train_lapsrn import fixed_batch, keras_step
+
+from datasets.catalogue import load
+from datasets.patches import Patches
+from train.lapsrn import PRESETS
+
+DEGRADATIONS = ("bicubic", "realworld-fresh")
+
+
+def batches_of(settings, examples, count):
+    """A function that draws `count` batches of the pipeline."""
+    patches = Patches(
+        examples, settings.scale, settings.patch, settings.batch, channels=settings.channels,
+        degradation=settings.degradation, pyramid=settings.levels == "all",
+    )
+    batches = iter(patches.dataset())
+
+    def draw():
+        for _ in range(count):
+            next(batches)
+
+    return draw
+
+
+def main(data: tuple[str, ...] = ("photos",), scales: tuple[int, ...] = (2, 4), rounds: int = 7,
+         count: int = 50):
+    """Does the data pipeline keep up with the network?
+
+    Args:
+        data: Folders of pictures, or names of the catalogue.
+        scales: Which of the presets improved-x2, improved-x4, improved-x8.
+        rounds: How often each is timed.
+        count: Batches of the pipeline that are timed together: many more than the eight it
+            prepares ahead.
+    """
+    examples = [example for source in data for example in load(source)]
+    rows = []
+    for scale in scales:
+        settings = PRESETS[f"improved-x{scale}"][1]
+        batch = fixed_batch(settings)
+        functions = {
+            precision: keras_step(settings, precision, batch) for precision in ("float32", "mixed_bfloat16")
+        }
+        for degradation in DEGRADATIONS:
+            functions[degradation] = batches_of(
+                dataclasses.replace(settings, degradation=degradation), examples, count
+            )
+        seconds = {name: s["median"] for name, s in interleaved(functions, rounds).items()}
+        rows += [
+            {"scale": scale, "degradation": degradation, "precision": precision,
+             "batches_per_second": count / seconds[degradation], "steps_per_second": 1 / seconds[precision],
+             "ratio": count / seconds[degradation] * seconds[precision]}
+            for degradation in DEGRADATIONS for precision in ("float32", "mixed_bfloat16")
+        ]
+        keras.backend.clear_session()
+    print(table(rows, {"scale": "d", "degradation": "", "precision": "", "batches_per_second": ".1f",
+                       "steps_per_second": ".2f", "ratio": ".1f"}))
+    save("pipeline", rows, goal="ratio >= 3", pictures=len(examples))
+
+
+if __name__ == "__main__":
+    command(main)

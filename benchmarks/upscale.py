@@ -1,0 +1,179 @@
+"""Upscaling speed of LapSRN against the same network in PyTorch, and against OpenCV's LapSRN.
+
+    python benchmarks/upscale.py
+    python benchmarks/upscale.py --models weights/lapsrn-x2.keras weights/lapsrn-x4.keras --data FOLDER
+    python benchmarks/upscale.py --opencv-x2 LapSRN_x2.pb --opencv-x4 LapSRN_x4.pb
+
+The luminance network alone, one LR picture in memory, called as `models.resolve` calls it.
+OpenCV's is the network of the LapSRN authors, which is of about the same size. All engines
+take turns. With models and pictures, it also reports what bfloat16 costs in Y-PSNR.
+"""
+
+from commands import command  # first: it quietens TensorFlow
+
+# isort: split
+import keras
+import numpy as np
+from common import flop, interleaved, peak_functions, randomise, save, table
+from torch_lapsrn import LapSRN, check, to_torch
+
+from datasets.catalogue import load
+from datasets.degradations import degraded
+from datasets.errors import InputError
+from datasets.pictures import to_uint8
+from metrics import quality
+from models import resolve
+from train.lapsrn import PRESETS, trainer
+
+
+def network_of(scale):
+    """The network of the preset improved-xN with random weights."""
+    keras.utils.set_random_seed(0)
+    network = trainer(PRESETS[f"improved-x{scale}"][1]).network
+    randomise(network)
+    return network
+
+
+def torch_engines(network, lr):
+    """Dict of name -> function that upscales in PyTorch, the last level's picture alone.
+
+    `compiled frozen` folds the weights into the compiled graph, in the layout that the
+    convolutions want, which PyTorch does only on request.
+    """
+    import torch._inductor.config
+
+    def engine(channels_last=False, compiled=False, frozen=False):
+        model = LapSRN.from_keras(network).eval().requires_grad_(False)
+        if channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        picture = to_torch(lr, channels_last)
+        call = torch.compile(model) if compiled else model
+        # Freezing refuses inference_mode's tensors.
+        context = torch.no_grad if frozen else torch.inference_mode
+
+        def upscale():
+            with torch._inductor.config.patch(freezing=frozen), context():
+                return call(picture)[-1].numpy()
+
+        return upscale
+
+    return {
+        "torch eager": engine(),
+        "torch eager channels_last": engine(channels_last=True),
+        "torch compiled": engine(compiled=True),
+        "torch compiled channels_last": engine(channels_last=True, compiled=True),
+        "torch compiled frozen": engine(compiled=True, frozen=True),
+    }
+
+
+def opencv_engine(path, scale, lr):
+    """Function that upscales with OpenCV's dnn_superres, 8-bit BGR as it demands."""
+    import cv2
+
+    network = cv2.dnn_superres.DnnSuperResImpl_create()
+    try:
+        network.readModel(path)
+        network.setModel("lapsrn", scale)
+    except cv2.error as error:
+        raise InputError(f"{path}: not a LapSRN model for OpenCV ({error})") from None
+    picture = np.repeat(to_uint8(lr[0]), 3, axis=-1)
+    return lambda: network.upsample(picture)
+
+
+def measure(network, width, height, rounds, opencv):
+    """The rows of one network, and the machine's best rates at that time."""
+    scale = resolve.scale_of(network)
+    lr = np.random.default_rng(0).random((1, height, width, network.input_shape[-1]), "float32")
+    print(f"x{scale}: outputs agree to {check(network, lr[:, :64, :64]):.1e}")
+    bfloat16 = resolve.at_precision(network, "bfloat16")
+    engines = {
+        "keras float32": lambda: network.predict_on_batch(lr),
+        "keras bfloat16": lambda: bfloat16.predict_on_batch(lr),
+        **torch_engines(network, lr),
+    }
+    if opencv:
+        engines["opencv"] = opencv_engine(opencv, scale, lr)
+    peaks = peak_functions()
+    seconds = interleaved({**engines, **{name: function for name, (function, _) in peaks.items()}}, rounds)
+    peak = {name: work / seconds[name]["min"] / 1e9 for name, (_, work) in peaks.items()}
+    work = flop(network, height, width)
+    best = min(s["median"] for name, s in seconds.items() if "torch" in name)
+    rows = []
+    for name in engines:
+        median = seconds[name]["median"]
+        row = {
+            "scale": scale, "engine": name, "seconds": median, "seconds_min": seconds[name]["min"],
+            "mpixel_per_second": width * height * scale**2 / median / 1e6,
+            "over_best_torch": best / median,
+            "over_keras_float32": seconds["keras float32"]["median"] / median,
+        }
+        if name != "opencv":  # another network
+            rate = work / median / 1e9
+            dtype = "bfloat16" if "bfloat16" in name else "float32"
+            row |= {"gflop_per_second": rate, "of_peak_conv": rate / peak[f"conv {dtype}"],
+                    "of_peak_matmul": rate / peak[f"matmul {dtype}"]}
+        rows.append(row)
+    return rows, peak
+
+
+def bfloat16_loss(network, pictures):
+    """Mean Y-PSNR of a network in float32 and in bfloat16, and the difference, in dB."""
+    psnr = {}
+    scale = resolve.scale_of(network)
+    pairs = list(degraded(pictures, scale, "bicubic"))
+    for precision in ("float32", "bfloat16"):
+        copy = resolve.at_precision(network, precision)
+        psnr[precision] = float(np.mean(
+            [quality(hr, to_uint8(resolve.resolve(copy, lr)), scale)["psnr_y"] for _, lr, hr in pairs]
+        ))
+    return {"scale": scale, "pictures": len(pairs), **{f"psnr_y_{k}": v for k, v in psnr.items()},
+            "loss_db": psnr["float32"] - psnr["bfloat16"]}
+
+
+def main(
+    models: tuple[str, ...] = (),
+    data: str = "photos",
+    scales: tuple[int, ...] = (2, 4),
+    width: int = 640,
+    height: int = 360,
+    rounds: int = 5,
+    opencv_x2: str = "",
+    opencv_x4: str = "",
+):
+    """Upscaling speed of LapSRN against the same network in PyTorch.
+
+    Args:
+        models: Trained networks (.keras) to measure.
+        data: With models: HR pictures to measure what bfloat16 costs, a folder or a name of
+            the catalogue (its test split).
+        scales: Without models: the networks of which improved presets, with random weights.
+        width: Of the LR picture, in pixels.
+        height: Of the LR picture, in pixels.
+        rounds: Timed calls of every engine.
+        opencv_x2: OpenCV's LapSRN_x2.pb, timed too.
+        opencv_x4: OpenCV's LapSRN_x4.pb, timed too.
+    """
+    networks = [resolve.load(path) for path in models] or [network_of(scale) for scale in scales]
+    rows, peaks, losses = [], {}, []
+    for network in networks:
+        scale = resolve.scale_of(network)
+        opencv = {2: opencv_x2, 4: opencv_x4}.get(scale, "")
+        more, peaks[f"x{scale}"] = measure(network, width, height, rounds, opencv)
+        rows += more
+        if models:
+            losses.append(bfloat16_loss(network, load(data, "test")))
+    print(table(rows, {
+        "scale": "d", "engine": "", "seconds": ".3f", "mpixel_per_second": ".2f", "over_best_torch": ".2f",
+        "over_keras_float32": ".2f", "gflop_per_second": ".0f", "of_peak_conv": ".0%",
+        "of_peak_matmul": ".0%",
+    }))
+    if losses:
+        print(table(losses, {"scale": "d", "pictures": "d", "psnr_y_float32": ".3f",
+                             "psnr_y_bfloat16": ".3f", "loss_db": ".4f"}))
+    save("upscale", rows, bfloat16=losses, peak_gflop_per_second=peaks, lr_size=[width, height],
+         goals=["keras float32 over_best_torch >= 1.3", "keras bfloat16 over_keras_float32 >= 1.6",
+                "loss_db < 0.02"])
+
+
+if __name__ == "__main__":
+    command(main)

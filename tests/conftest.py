@@ -1,0 +1,108 @@
+"""What the tests share: pictures, a contract that every layer is held to, commands."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
+
+import keras
+import numpy as np
+import pytest
+
+from datasets import catalogue
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True)
+def _fresh_keras():
+    """Every test starts from the same seed and precision."""
+    keras.mixed_precision.set_dtype_policy("float32")
+    keras.utils.set_random_seed(0)
+
+
+@pytest.fixture
+def rng():
+    return np.random.default_rng(0)
+
+
+@pytest.fixture(scope="session")
+def photos():
+    """scikit-image's photographs for testing: name -> (H, W, C) uint8."""
+    return {example.name: example.hr for example in catalogue.load("photos", "test")}
+
+
+@pytest.fixture(scope="session")
+def photo(photos):
+    """A piece of the astronaut, 160 x 128 RGB, uint8."""
+    return photos["astronaut"][80:240, 150:278]
+
+
+@pytest.fixture
+def randomize():
+    """Give every weight of a network a random value: untrained residuals are all zero."""
+
+    def run(network, size=0.1):
+        weights = np.random.default_rng(7)
+        network.set_weights([weights.normal(0, size, w.shape) for w in network.get_weights()])
+        return network
+
+    return run
+
+
+@pytest.fixture
+def run_layer_test(tmp_path):
+    """Hold a layer to what every layer of the project must do."""
+
+    def run(layer_class, arguments, input_shape, output_shape, weights, computes="bfloat16"):
+        x = np.random.default_rng(1).random(input_shape, "float32")
+
+        # Shapes: eager, symbolic with every size known, and with unknown sizes
+        layer = layer_class(**arguments)
+        assert layer(x).shape == output_shape
+        assert layer.compute_output_shape(input_shape) == output_shape
+        assert layer_class(**arguments)(keras.KerasTensor(input_shape)).shape == output_shape
+        unknown = layer_class(**arguments)(keras.KerasTensor((None, None, None, input_shape[-1])))
+        assert unknown.shape == (None, None, None, output_shape[-1])
+        assert layer.count_params() == weights
+
+        # Saving
+        config = layer.get_config()
+        assert layer_class.from_config(config).get_config() == config
+        network = keras.Sequential([keras.Input((None, None, input_shape[-1])), layer_class(**arguments)])
+        network.save(tmp_path / "layer.keras")
+        again = keras.saving.load_model(tmp_path / "layer.keras")
+        np.testing.assert_array_equal(network.predict_on_batch(x), again.predict_on_batch(x))
+
+        # Training
+        if weights:
+            before = network.get_weights()
+            network.compile("sgd", "mse")
+            network.fit(x, np.ones(output_shape, "float32"), verbose=0)
+            for old, new in zip(before, network.get_weights(), strict=True):
+                assert np.abs(old - new).max() > 0
+
+        # Mixed precision
+        mixed = layer_class(**arguments, dtype="mixed_bfloat16")
+        assert keras.backend.standardize_dtype(mixed(x).dtype) == computes
+        assert all(weight.dtype == "float32" for weight in mixed.weights)
+        mixed.set_weights(layer.get_weights())
+        np.testing.assert_allclose(np.asarray(mixed(x), "float32"), layer(x), atol=0.02)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def run_command():
+    """Run a script of the project as a user does; returns the finished process."""
+
+    def run(*arguments, cwd=ROOT, **environment):
+        return subprocess.run(
+            [sys.executable, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False,
+            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+        )
+
+    return run

@@ -1,0 +1,199 @@
+"""The commands, run as a user runs them."""
+
+import dataclasses
+import json
+import sys
+
+import numpy as np
+import pytest
+
+import commands
+import evaluate
+import upscale
+from datasets.degradations import imresize
+from datasets.errors import InputError
+from datasets.pictures import Picture, read_picture, write_picture
+from metrics import quality
+from models import resolve
+from models.lapsrn import lapsrn
+from train.lapsrn import PRESETS, Settings
+from train.lapsrn import main as train
+from train.loop import RunSettings
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """An untrained x2 network: it upscales as bicubic interpolation does."""
+    path = tmp_path_factory.mktemp("model") / "network.keras"
+    lapsrn(2, filters=4, depth=1).save(path)
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path, photo):
+    """Pictures of several kinds, one of them damaged."""
+    folder = tmp_path / "pictures"
+    (folder / "deeper").mkdir(parents=True)
+    write_picture(folder / "a_rgb.png", photo[:20, :30])
+    write_picture(folder / "c_alpha.png", Picture(photo[:9, :7], photo[:9, :7, :1]))
+    write_picture(folder / "deeper" / "d_grey.png", photo[:12, :12, :1])
+    (folder / "b_cut.png").write_bytes((folder / "a_rgb.png").read_bytes()[:300])
+    return folder
+
+
+@pytest.fixture
+def call(monkeypatch):
+    """Run a `main` with a command line in this process."""
+
+    def run(main, *arguments, presets=None):
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+        commands.command(main, presets)
+
+    return run
+
+
+def assert_one_line_error(result, *parts):
+    assert result.returncode == 2
+    assert result.stdout == ""
+    assert result.stderr.startswith("error: ")
+    assert result.stderr.count("\n") == 1
+    assert all(part in result.stderr for part in parts)
+
+
+def test_upscale_does_the_good_files_and_counts_the_bad(run_command, model, folder, tmp_path):
+    result = run_command("upscale.py", model, folder, "-o", tmp_path / "out")
+    assert result.returncode == 1
+    assert result.stdout.splitlines()[-1] == "3 upscaled, 1 skipped"
+    assert result.stderr.startswith(f"skipped: {folder / 'b_cut.png'}: not a readable picture")
+    assert result.stderr.count("\n") == 1
+    made = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*"))
+    assert made == ["a_rgb_x2.png", "c_alpha_x2.png", "deeper/d_grey_x2.png"]
+    for name in made:
+        before, after = read_picture(folder / name.replace("_x2", "")), read_picture(tmp_path / "out" / name)
+        expected = imresize(before.pixels / 255, 2).clip(0, 1) * 255
+        assert np.abs(after.pixels - expected).max() <= 0.51
+        assert (after.alpha is None) == (before.alpha is None)
+    alpha = read_picture(folder / "c_alpha.png").alpha
+    np.testing.assert_array_equal(
+        read_picture(tmp_path / "out" / "c_alpha_x2.png").alpha, imresize(alpha, 2)
+    )
+
+
+def test_missing_model_is_one_line(run_command, folder, tmp_path):
+    result = run_command("upscale.py", tmp_path / "none.keras", folder, "-o", tmp_path / "out")
+    assert_one_line_error(result, "none.keras: no such model file")
+    assert not (tmp_path / "out").exists()
+
+
+def test_upscale_takes_patterns_and_keeps_names_apart(call, model, folder, tmp_path, capsys):
+    call(upscale.main, model, folder / "a*.png", folder / "**" / "d*.png", folder / "a_rgb.png",
+         "--output", tmp_path / "out", "--tile", 8)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "a_rgb_x2.png", "a_rgb_x2_2.png", "d_grey_x2.png",
+    ]
+    assert capsys.readouterr().out.splitlines()[-1] == "3 upscaled, 0 skipped"
+
+
+def test_a_name_with_the_characters_of_a_pattern_is_a_file(model, photo, tmp_path):
+    write_picture(tmp_path / "a[1].png", photo[:8, :8])
+    jobs = upscale.destinations([str(tmp_path / "a[1].png")], tmp_path / "out", 2)
+    assert jobs == [(tmp_path / "a[1].png", tmp_path / "out" / "a[1]_x2.png")]
+
+
+def test_input_that_stands_for_nothing_is_named(folder):
+    with pytest.raises(InputError, match=r"z\*\.png: no such file, folder or pattern"):
+        upscale.destinations([str(folder / "z*.png")], "out", 2)
+
+
+def test_evaluate_writes_figures_and_a_drawing(run_command, model, photo, tmp_path):
+    data = tmp_path / "data"
+    data.mkdir()
+    pictures = {"colour": photo[:65, :82], "grey": photo[:64, :80, :1]}
+    for name, picture in pictures.items():
+        write_picture(data / f"{name}.png", picture)
+    result = run_command("evaluate.py", model, "--data", data, "--json", tmp_path / "result.json",
+                         "--figure", tmp_path / "figure.png")
+    assert result.returncode == 0, result.stderr
+    assert result.stderr == ""
+    figures = json.loads((tmp_path / "result.json").read_text())
+    assert [picture["name"] for picture in figures["pictures"]] == list(pictures)
+    for row, hr in zip(figures["pictures"], pictures.values(), strict=True):
+        hr = hr[:64, :82]
+        sr = imresize(imresize(hr, 0.5), 2)
+        for key, value in quality(hr, sr, 2).items():
+            assert row["bicubic"][key] == pytest.approx(value)
+            # The untrained network is bicubic, but for the rounding between the passes.
+            assert row[key] == pytest.approx(value, abs=1.5 if key == "lr_psnr" else 0.05)
+    for method in (figures["mean"], figures["bicubic"]):
+        assert set(method) == {"psnr_y", "ssim_y", "psnr_rgb", "lr_psnr", "seconds", "mpixel_per_second"}
+    scores = [picture["psnr_y"] for picture in figures["pictures"]]
+    assert figures["mean"]["psnr_y"] == pytest.approx(np.mean(scores))
+    assert f"{figures['mean']['psnr_y']:.2f}" in result.stdout.splitlines()[-2]
+    assert read_picture(tmp_path / "figure.png").pixels.std() > 10
+
+
+def test_evaluate_measures_the_smallest_pictures(model):
+    hr = np.random.default_rng(0).integers(0, 256, (2, 4, 3), "uint8")
+    result = evaluate.evaluate(resolve.load(model), [("tiny", imresize(hr, 0.5), hr)])
+    assert np.isfinite(result["mean"]["psnr_y"])
+
+
+@pytest.mark.parametrize("arguments", [["--data", "photo"], ["--data", "photos", "--limit", "0"]])
+def test_evaluate_on_nothing_is_one_line(call, model, capsys, arguments):
+    with pytest.raises(SystemExit) as stopped:
+        call(evaluate.main, model, *arguments)
+    assert stopped.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+def test_training_names_its_presets(run_command):
+    result = run_command("train/lapsrn.py", "--help")
+    assert result.returncode == 0
+    assert result.stderr == ""
+    assert all(preset in result.stdout for preset in PRESETS)
+
+
+def test_training_explains_every_setting(call, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        call(train, "quick", "--help", presets=PRESETS)
+    assert stopped.value.code == 0
+    text = " ".join(capsys.readouterr().out.replace("│", " ").split())
+    for settings, prefix in ((Settings, "--"), (RunSettings, "--run.")):
+        for field in dataclasses.fields(settings):
+            assert field.name == "run" or prefix + field.name.replace("_", "-") in text
+    assert "Patches a batch, over all devices together." in text
+
+
+def test_training_without_enough_data_is_one_line(run_command, tmp_path, photo):
+    write_picture(tmp_path / "one.png", photo)
+    result = run_command("train/lapsrn.py", "quick", "--data", tmp_path, "--run.folder", tmp_path / "run")
+    assert_one_line_error(result, "data: 1 pictures are too few")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "line"),
+    [
+        (InputError("a.png: torn\n  apart"), 2, "error: a.png: torn apart\n"),
+        (OSError(28, "No space left on device"), 2, "error: [Errno 28] No space left on device\n"),
+        (KeyboardInterrupt(), 130, "stopped\n"),
+    ],
+)
+def test_mistakes_and_interruptions_end_in_one_line(call, capsys, error, status, line):
+    def main():
+        raise error
+
+    with pytest.raises(SystemExit) as stopped:
+        call(main)
+    assert stopped.value.code == status
+    assert capsys.readouterr().err == line
+
+
+def test_mistakes_of_the_program_keep_their_traceback(call):
+    def main():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        call(main)

@@ -1,0 +1,152 @@
+"""layers/: what they compute, and that any Keras backend computes it."""
+
+import ast
+import importlib.util
+
+import keras
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from datasets.degradations import imresize
+from layers import ICNR, BicubicUpsampling2D, SubPixelConv2D
+
+BACKEND_FREE = sorted(
+    path for folder in ("layers", "models", "losses") for path in (ROOT / folder).glob("*.py")
+)
+# Runs in a process of its own: the forward pass of each layer, loss and network.
+OTHER_BACKEND = """
+import keras, numpy as np
+from datasets.degradations import imresize
+from layers import BicubicUpsampling2D, SubPixelConv2D
+from losses import Charbonnier
+from models.lapsrn import lapsrn
+from models.resolve import resolve
+assert keras.backend.backend() == "{backend}"
+x = np.random.default_rng(0).random((1, 9, 11, 3), "float32")
+numpy = keras.ops.convert_to_numpy
+layer = SubPixelConv2D(5, 3, scale=2)
+up = numpy(layer(x))
+assert up.shape == (1, 18, 22, 5) and np.ptp(up.reshape(1, 9, 2, 11, 2, 5), axis=(2, 4)).max() == 0
+for scale in (2, 4):
+    assert np.abs(numpy(BicubicUpsampling2D(scale)(x))[0] - imresize(x[0], scale)).max() < 1e-5
+assert abs(numpy(Charbonnier(1e-3)(x, x)) - 1e-3) < 1e-6
+assert np.abs(resolve(lapsrn(2, filters=4, depth=2), x[0]) - imresize(x[0], 2).clip(0, 1)).max() < 1e-4
+"""
+
+
+def convolve(x, kernel, bias):
+    """'same' correlation of (H, W, C) with an odd (k, k, C, F) kernel, tap by tap."""
+    k = kernel.shape[0]
+    padded = np.pad(x, ((k // 2, k // 2), (k // 2, k // 2), (0, 0)))
+    height, width = x.shape[:2]
+    return bias + sum(
+        padded[i : i + height, j : j + width] @ kernel[i, j] for i in range(k) for j in range(k)
+    )
+
+
+def shuffle(z, scale):
+    """(H, W, s*s*F) -> (sH, sW, F): channel block number p * s + q is sub-pixel (p, q)."""
+    height, width, channels = z.shape
+    filters = channels // scale**2
+    out = np.empty((height * scale, width * scale, filters), z.dtype)
+    for p in range(scale):
+        for q in range(scale):
+            block = p * scale + q
+            out[p::scale, q::scale] = z[..., block * filters : (block + 1) * filters]
+    return out
+
+
+def blocks_vary(picture, scale):
+    """Largest difference between two pixels of one s x s block of a (B, sH, sW, C) array."""
+    batch, height, width, channels = picture.shape
+    blocks = picture.reshape(batch, height // scale, scale, width // scale, scale, channels)
+    return np.ptp(blocks, (2, 4)).max()
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+@pytest.mark.parametrize("kernel_size", [1, 3])
+def test_sub_pixel_convolution_is_a_convolution_and_a_block_major_shuffle(rng, scale, kernel_size):
+    x = rng.random((5, 7, 4), "float32")
+    layer = SubPixelConv2D(3, kernel_size, scale=scale, icnr=False, bias_initializer="normal")
+    expected = shuffle(convolve(x, *(np.asarray(w) for w in (layer(x[None]), *layer.weights)[1:])), scale)
+    np.testing.assert_allclose(layer(x[None])[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+def test_sub_pixel_convolution_is_a_good_layer(run_layer_test, scale):
+    run_layer_test(
+        SubPixelConv2D, {"filters": 3, "kernel_size": 3, "scale": scale, "activation": "relu"},
+        (2, 5, 7, 4), (2, 5 * scale, 7 * scale, 3), weights=(9 * 4 + 1) * 3 * scale**2,
+    )
+
+
+def test_sub_pixel_convolution_refuses_scale_0():
+    with pytest.raises(ValueError, match="scale must be at least 1, not 0"):
+        SubPixelConv2D(3, 3, scale=0)
+
+
+@pytest.mark.parametrize("scale", [2, 3])
+def test_icnr_starts_without_checkerboard(rng, scale):
+    x = rng.random((1, 5, 7, 4), "float32")
+    layer = SubPixelConv2D(3, 3, scale=scale)
+    assert blocks_vary(np.asarray(layer(x)), scale) == 0
+    # The mistake to guard against: one filter's sub-pixels beside one another.
+    kernel = np.asarray(layer.kernel)
+    layer.kernel.assign(np.repeat(kernel[..., :3], scale**2, axis=-1))
+    assert blocks_vary(np.asarray(layer(x)), scale) > 0.1
+
+
+def test_icnr_draws_a_kernel_for_each_filter():
+    kernel = np.asarray(ICNR("he_normal", 2)((3, 3, 8, 16)))
+    assert len(np.unique(kernel)) == 3 * 3 * 8 * 4
+
+
+@pytest.mark.parametrize("scale", [2, 3, 4, 8])
+@pytest.mark.parametrize("shape", [(7, 10, 1), (12, 5, 3), (2, 2, 3)])
+def test_bicubic_upsampling_equals_imresize_up_to_the_border(rng, scale, shape):
+    x = rng.random(shape, "float32")
+    sr = np.asarray(BicubicUpsampling2D(scale)(x[None])[0])
+    np.testing.assert_allclose(sr, imresize(x.astype("float64"), scale), atol=2e-6)
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_bicubic_upsampling_is_a_good_layer(run_layer_test, scale):
+    # It stays in float32 in mixed precision: bfloat16 has fewer bits than a pixel.
+    run_layer_test(
+        BicubicUpsampling2D, {"scale": scale}, (2, 5, 7, 3), (2, 5 * scale, 7 * scale, 3), weights=0,
+        computes="float32",
+    )
+
+
+def test_bicubic_upsampling_hands_the_gradient_on(rng):
+    # The weights of every input pixel sum to scale^2 over a picture: rows of the
+    # upsampling sum to one, and the symmetric border returns what falls outside.
+    import tensorflow as tf
+
+    x = tf.constant(rng.random((1, 6, 6, 2), "float32"))
+    with tf.GradientTape() as tape:
+        tape.watch(x)
+        total = tf.reduce_sum(BicubicUpsampling2D(2)(x))
+    np.testing.assert_allclose(tape.gradient(total, x), 4, atol=1e-5)
+
+
+@pytest.mark.parametrize("path", BACKEND_FREE, ids=lambda path: f"{path.parent.name}/{path.name}")
+def test_no_tensorflow_in_what_any_backend_runs(path):
+    tree = ast.parse(path.read_text())
+    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)]
+    assert not [name for name in names if name.split(".")[0] in ("tensorflow", "train", "evaluate")]
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_layers_losses_and_networks_run_on_other_backends(run_command, backend):
+    if not importlib.util.find_spec(backend):
+        pytest.skip(f"{backend} is not installed")
+    result = run_command("-c", OTHER_BACKEND.format(backend=backend), KERAS_BACKEND=backend)
+    assert result.returncode == 0, result.stderr[-2000:]
+
+
+def test_layers_are_registered_for_loading():
+    for layer in (SubPixelConv2D, BicubicUpsampling2D, ICNR):
+        assert keras.saving.get_registered_name(layer) == f"superres>{layer.__name__}"

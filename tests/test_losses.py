@@ -1,0 +1,148 @@
+"""losses/: values against the formulas and against Keras's own VGG19."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from datasets.errors import InputError
+from losses import Charbonnier, Perceptual
+from losses.perceptual import vgg19
+
+
+@pytest.fixture
+def pair(rng):
+    return rng.random((2, 16, 20, 3), "float32"), rng.random((2, 16, 20, 3), "float32")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    """Random VGG19 weights in both file formats, and the network that has them."""
+    keras.utils.set_random_seed(3)
+    network = keras.applications.VGG19(include_top=False, weights=None)
+    folder = tmp_path_factory.mktemp("vgg19")
+    arrays = {}
+    for layer in network.layers:
+        if layer.weights:
+            kernel, bias = layer.get_weights()
+            layer.set_weights([kernel, np.random.default_rng(0).normal(0, 1, bias.shape)])
+            block, conv = layer.name[5], layer.name[-1]  # block2_conv1 is the paper's conv2_1
+            arrays[f"conv{block}_{conv}_w"], arrays[f"conv{block}_{conv}_b"] = layer.get_weights()
+    np.savez(folder / "vgg19.npz", **arrays)
+    network.save_weights(folder / "vgg19.weights.h5")
+    return network, folder
+
+
+@pytest.mark.parametrize("epsilon", [1e-3, 0.5])
+def test_charbonnier_is_its_formula_picture_by_picture(pair, epsilon):
+    x, y = pair
+    expected = np.sqrt((x - y).astype("float64") ** 2 + epsilon**2).mean((1, 2, 3))
+    np.testing.assert_allclose(Charbonnier(epsilon).call(x, y), expected, rtol=1e-5)
+    np.testing.assert_allclose(Charbonnier(epsilon)(x, y), expected.mean(), rtol=1e-5)
+
+
+def test_charbonnier_of_equal_pictures_is_epsilon(pair):
+    assert float(Charbonnier(1e-3)(pair[0], pair[0])) == pytest.approx(1e-3)
+
+
+def test_charbonnier_has_the_gradient_of_its_formula(pair):
+    x, y = pair
+    y = tf.Variable(np.where(y > 0.5, x, y))  # in part equal: no gradient and no NaN there
+    with tf.GradientTape() as tape:
+        loss = Charbonnier(0.1)(x, y)
+    d = y.numpy() - x
+    np.testing.assert_allclose(tape.gradient(loss, y), d / np.sqrt(d**2 + 0.01) / d.size, atol=1e-9)
+
+
+@pytest.mark.parametrize("file", ["vgg19.npz", "vgg19.weights.h5"])
+@pytest.mark.parametrize("layer", ["block1_conv2", "block3_conv4"])
+def test_features_are_those_of_keras_vgg19(pair, weights, layer, file):
+    network, folder = weights
+    features = keras.Model(network.input, network.get_layer(layer).output)
+    preprocess = keras.applications.vgg19.preprocess_input
+    x, y = (features(preprocess(picture * 255.0)).numpy().astype("float64") for picture in pair)
+    expected = ((x - y) ** 2).mean((1, 2, 3)) / 12.75**2
+    loss = Perceptual(layer, str(folder / file))
+    np.testing.assert_allclose(loss.call(*pair), expected, rtol=1e-3)
+    assert expected.min() > 0
+
+
+def test_perceptual_repeats_luminance_three_times(pair, weights):
+    loss = Perceptual("block1_conv2", str(weights[1] / "vgg19.npz"))
+    x, y = (picture[..., :1] for picture in pair)
+    np.testing.assert_allclose(loss(x, y), loss(np.repeat(x, 3, -1), np.repeat(y, 3, -1)))
+    assert float(loss(x, y)) > 0
+    assert float(loss(x, x)) == 0
+
+
+def test_perceptual_gradient_flows_into_the_prediction_and_no_weight(pair, weights):
+    loss = Perceptual("block2_conv2", str(weights[1] / "vgg19.npz"))
+    x, y = pair[0], tf.Variable(pair[1])
+    with tf.GradientTape() as tape:
+        value = loss(x, y)
+    gradient = tape.gradient(value, y).numpy()
+    assert np.isfinite(gradient).all()
+    assert (np.abs(gradient).sum(-1) > 0).mean() > 0.99
+    assert loss.features.trainable_variables == []
+
+
+def test_perceptual_computes_in_float32_in_mixed_precision(pair, weights):
+    path = str(weights[1] / "vgg19.npz")
+    expected = Perceptual("block1_conv2", path)(*pair)
+    keras.mixed_precision.set_dtype_policy("mixed_bfloat16")
+    mixed = Perceptual("block1_conv2", path)
+    assert mixed.features.output.dtype == "float32"
+    np.testing.assert_allclose(mixed(*pair), expected, rtol=1e-6)
+
+
+def test_losses_are_rebuilt_from_their_config(pair, weights):
+    for loss in (Charbonnier(0.2), Perceptual("block1_conv1", str(weights[1] / "vgg19.npz"), scale=0.5)):
+        again = keras.losses.deserialize(keras.losses.serialize(loss))
+        assert again.get_config() == loss.get_config()
+        assert float(again(*pair)) == float(loss(*pair))
+
+
+def test_unknown_layer_is_named(weights):
+    with pytest.raises(InputError, match=r"no layer block9_conv1; expected one of block1_conv1, "):
+        vgg19("block9_conv1", str(weights[1] / "vgg19.npz"))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.npz", None, "no such file"),
+        ("text.npz", b"not an archive", "VGG19 weights up to block1_conv1 expected"),
+        ("text.h5", b"not an archive", "not VGG19's weights"),
+        ("empty.npz", b"", "VGG19 weights up to block1_conv1 expected"),
+        ("cut.npz", "cut", "VGG19 weights up to block1_conv1 expected"),
+    ],
+)
+def test_bad_weight_files_are_named(tmp_path, weights, name, content, message):
+    path = tmp_path / name
+    if content == "cut":
+        content = (weights[1] / "vgg19.npz").read_bytes()[:5000]
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as caught:
+        vgg19("block1_conv1", str(path))
+    assert str(caught.value).startswith(str(path))
+    assert "\n" not in str(caught.value)
+
+
+def test_archive_that_lacks_a_layer_or_has_another_shape_is_named(tmp_path, weights):
+    arrays = dict(np.load(weights[1] / "vgg19.npz"))
+    np.savez(tmp_path / "lacks.npz", **{k: v for k, v in arrays.items() if k != "conv1_2_w"})
+    np.savez(tmp_path / "shape.npz", **{**arrays, "conv1_2_w": arrays["conv1_1_w"]})
+    for name in ("lacks.npz", "shape.npz"):
+        with pytest.raises(InputError, match=name):
+            vgg19("block1_conv2", str(tmp_path / name))
+
+
+def test_without_a_network_the_error_says_which_file_to_give(monkeypatch):
+    def fails(**kwargs):
+        raise OSError("URL fetch failure\non the way")
+
+    monkeypatch.setattr(keras.applications, "VGG19", fails)
+    with pytest.raises(InputError, match=r"cannot be downloaded \(URL fetch failure on the way\); give the "
+                                         r"file vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5"):
+        Perceptual()

@@ -1,0 +1,133 @@
+"""metrics/ and datasets/color.py: against scikit-image and the definitions."""
+
+import numpy as np
+import pytest
+from skimage.color import rgb2ycbcr
+from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+
+from datasets.color import luma, rgb_to_ycbcr, ycbcr_to_rgb
+from datasets.degradations import imresize
+from metrics import lr_psnr, psnr, quality, ssim
+
+
+@pytest.fixture
+def noise(rng):
+    return [rng.integers(0, 256, (40, 52, 3), "uint8") for _ in range(2)]
+
+
+def noisy(rng, picture, amount=8):
+    return np.clip(picture + rng.normal(0, amount, picture.shape), 0, 255).astype("uint8")
+
+
+def inside(picture, border):
+    return picture[border : picture.shape[0] - border, border : picture.shape[1] - border]
+
+
+@pytest.mark.parametrize("border", [0, 2, 4])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("size", [(160, 128), (21, 34)])
+@pytest.mark.parametrize("dtype", ["uint8", "float64"])
+def test_psnr_and_ssim_equal_scikit_image(rng, photo, size, channels, border, dtype):
+    hr = photo[: size[0], : size[1], :channels]
+    sr = noisy(rng, hr)
+    if dtype == "float64":
+        hr, sr = hr / 255, sr / 255
+    peak = 255 if dtype == "uint8" else 1
+    expected = peak_signal_noise_ratio(inside(hr, border), inside(sr, border), data_range=peak)
+    assert psnr(hr, sr, border) == pytest.approx(expected, abs=1e-6)
+    expected = structural_similarity(
+        inside(hr, border), inside(sr, border), data_range=peak, channel_axis=-1,
+        gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
+    )
+    assert ssim(hr, sr, border) == pytest.approx(expected, abs=1e-6)
+
+
+def test_unrelated_8_bit_pictures_do_not_wrap_around(noise):
+    # The mean square of the difference of two uniform values is 1/6: 7.78 dB.
+    assert psnr(*noise) == pytest.approx(7.78, abs=0.2)
+
+
+def test_psnr_of_a_known_error():
+    hr = np.full((8, 8, 3), 100, "uint8")
+    assert psnr(hr, hr + np.uint8(1)) == pytest.approx(20 * np.log10(255))
+
+
+def test_equal_pictures(photo):
+    assert psnr(photo, photo) == np.inf
+    assert ssim(photo, photo) == pytest.approx(1, abs=1e-12)
+    assert lr_psnr(photo, photo, 4) == np.inf
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 10])
+def test_ssim_of_pictures_smaller_than_its_window(rng, size):
+    hr, sr = (rng.random((size, size, 3)) for _ in range(2))
+    assert ssim(hr, hr) == pytest.approx(1)
+    assert -1 <= ssim(hr, sr) < 0.99
+
+
+def test_border_is_left_out_on_every_side(photo):
+    changed = photo.copy()
+    changed[:3] = changed[-3:] = 0
+    changed[:, :3] = changed[:, -3:] = 0
+    assert psnr(photo, changed, 3) == np.inf
+    assert psnr(photo, changed, 2) < 40
+
+
+@pytest.mark.parametrize("measure", [psnr, ssim])
+def test_pictures_of_different_shape_are_refused(photo, measure):
+    with pytest.raises(ValueError, match="pictures differ in shape"):
+        measure(photo, photo[1:])
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_lr_psnr_measures_the_pictures_shrunk_and_rounded(rng, photo, scale):
+    sr = noisy(rng, photo)
+    low = [imresize(picture, 1 / scale) for picture in (photo, sr)]
+    expected = peak_signal_noise_ratio(*low, data_range=255)
+    assert lr_psnr(photo, sr, scale) == pytest.approx(expected, abs=1e-6)
+    assert lr_psnr(photo, sr / 255, scale) == pytest.approx(expected, abs=1e-6)
+
+
+def test_ycbcr_is_bt601_in_studio_range(photo):
+    np.testing.assert_allclose(rgb_to_ycbcr(photo / 255) * 255, rgb2ycbcr(photo), atol=1e-9)
+    corners = rgb_to_ycbcr(np.array([[0.0, 0, 0], [1, 1, 1], [1, 0, 0]])) * 255
+    np.testing.assert_allclose(corners, [[16, 128, 128], [235, 128, 128], [81.481, 90.203, 240]])
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_ycbcr_and_back(photo, dtype):
+    rgb = (photo / 255).astype(dtype)
+    again = ycbcr_to_rgb(rgb_to_ycbcr(rgb))
+    assert again.dtype == dtype
+    np.testing.assert_allclose(again, rgb, atol=2e-6 if dtype == "float32" else 1e-12)
+
+
+def test_luma_is_y_of_rgb_and_a_grey_picture_itself(photo):
+    np.testing.assert_allclose(luma(photo / 255)[..., 0] * 255, rgb2ycbcr(photo)[..., 0], atol=1e-9)
+    np.testing.assert_array_equal(luma(photo[..., :1]), photo[..., :1])
+
+
+def test_quality_follows_the_protocol_of_the_literature(rng, photo):
+    sr = noisy(rng, photo)
+    y_hr, y_sr = (inside(rgb2ycbcr(picture), 4) for picture in (photo, sr))
+    result = quality(photo, sr, 4)
+    y = [picture[..., 0] for picture in (y_hr, y_sr)]
+    assert result["psnr_y"] == pytest.approx(peak_signal_noise_ratio(*y, data_range=255), abs=1e-6)
+    expected = structural_similarity(
+        *y, data_range=255, gaussian_weights=True, sigma=1.5, use_sample_covariance=False
+    )
+    assert result["ssim_y"] == pytest.approx(expected, abs=1e-6)
+    assert result["psnr_rgb"] == psnr(photo, sr, 4)
+    assert result["lr_psnr"] == lr_psnr(photo, sr, 4)
+
+
+def test_quality_measures_a_picture_without_inside_whole(noise):
+    hr, sr = (picture[:2, :2] for picture in noise)
+    assert quality(hr, sr, 2)["psnr_rgb"] == psnr(hr, sr)
+
+
+def test_bicubic_loses_more_at_larger_scales(photo):
+    scores = [
+        quality(photo, imresize(imresize(photo, 1 / scale), scale), scale)["psnr_y"] for scale in (2, 4, 8)
+    ]
+    assert scores == sorted(scores, reverse=True)

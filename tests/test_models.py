@@ -1,0 +1,130 @@
+"""models/lapsrn.py: the network is the one that the docstring, the paper and the report describe."""
+
+import re
+
+import keras
+import numpy as np
+import pytest
+
+from datasets.degradations import imresize
+from datasets.errors import InputError
+from models.lapsrn import lapsrn
+
+REPORTED = {"chain": "image", "image_branch": "subpixel", "skip_every": 0}
+# A 3x3 convolution from a to b channels has 9ab + b weights:
+#   conv64 = 64 -> 64 = 36,928       up = 64 -> 4 * 64 = 147,712      residual = 64 -> 1 = 577
+#   first  = 1 -> 64  = 640          image branch = 1 -> 4 = 40
+# A level on features has 10 conv64 + up + residual = 517,569, and the first level's
+# features come from one convolution more, the head (640). The reported level starts from
+# a picture: first + 9 conv64 + up + residual + image branch = 481,321.
+# RGB: head 3 -> 64 = 1,792 and residual 64 -> 3 = 1,731: 10 conv64 + up + 1,731 = 518,723.
+PARAMETERS = [
+    (2, {}, 640 + 517_569),
+    (4, {}, 640 + 2 * 517_569),
+    (8, {}, 640 + 3 * 517_569),
+    (2, {"channels": 3}, 1_792 + 518_723),
+    (2, REPORTED, 481_321),
+    (4, REPORTED, 2 * 481_321),
+    (4, {"depth": (3, 1), "filters": 8}, 80 + (3 * 584 + 2_336 + 73) + (1 * 584 + 2_336 + 73)),
+]
+
+
+@pytest.mark.parametrize(("scale", "arguments", "parameters"), PARAMETERS)
+def test_parameters(scale, arguments, parameters):
+    assert lapsrn(scale, **arguments).count_params() == parameters
+
+
+@pytest.mark.parametrize(("scale", "levels"), [(2, 1), (4, 2), (8, 3)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_level_doubles_the_picture(rng, scale, levels, channels):
+    network = lapsrn(scale, channels, filters=4, depth=1)
+    outputs = keras.tree.flatten(network(rng.random((2, 5, 7, channels), "float32")))
+    assert [out.shape for out in outputs] == [
+        (2, 5 * 2**i, 7 * 2**i, channels) for i in range(1, levels + 1)
+    ]
+    assert [out.shape for out in network.outputs] == [(None, None, None, channels)] * levels
+
+
+@pytest.mark.parametrize(("channels", "chain"), [(1, "features"), (3, "features"), (1, "image")])
+def test_untrained_network_is_bicubic_at_every_level(rng, channels, chain):
+    x = rng.random((9, 6, channels), "float32")
+    expected = x.astype("float64")
+    for sr in keras.tree.flatten(lapsrn(8, channels, filters=4, depth=2, chain=chain)(x[None])):
+        expected = imresize(expected, 2)
+        np.testing.assert_allclose(sr[0], expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("depth", [4, (4, 2)])
+def test_depth_counts_the_convolutions_of_a_level(depth):
+    network = lapsrn(4, filters=4, depth=depth)
+    for level, expected in zip((1, 2), (4, 4) if depth == 4 else depth, strict=True):
+        name = re.compile(rf"level{level}_conv\d+")
+        convolutions = [layer for layer in network.layers if name.fullmatch(layer.name)]
+        assert len(convolutions) == expected
+        assert {layer.kernel_size for layer in convolutions} == {(3, 3)}
+
+
+def test_activations_stand_before_the_convolutions_with_the_reports_slope():
+    network = lapsrn(2, filters=4, depth=3)
+    slopes = [layer for layer in network.layers if isinstance(layer, keras.layers.LeakyReLU)]
+    assert [layer.negative_slope for layer in slopes] == [0.02] * 3
+    for i, activation in enumerate(slopes, start=1):
+        assert network.get_layer(f"level1_conv{i}").input is activation.output
+
+
+@pytest.mark.parametrize(("skip_every", "skips"), [(0, 1), (2, 3), (3, 2), (6, 1)])
+def test_skips_surround_so_many_convolutions(rng, skip_every, skips):
+    network = lapsrn(2, filters=4, depth=6, skip_every=skip_every)
+    adds = [layer for layer in network.layers if "_skip" in layer.name]
+    assert len(adds) == skips
+    # Convolutions of zeros leave nothing but the chain of skips: the head's features.
+    for layer in network.layers:
+        if "_conv" in layer.name:
+            layer.kernel.assign(np.zeros(layer.kernel.shape))
+    x = rng.random((1, 5, 5, 1), "float32")
+    both = keras.Model(network.input, [network.get_layer("head").output, adds[-1].output])
+    np.testing.assert_array_equal(*both(x))
+
+
+def test_reported_levels_are_chained_by_the_picture():
+    network = lapsrn(4, filters=4, depth=2, **REPORTED)
+    assert network.get_layer("level2_act1").input is network.get_layer("level1_sr").output
+    assert network.get_layer("level2_image").input is network.get_layer("level1_sr").output
+
+
+def test_levels_are_chained_by_their_features():
+    network = lapsrn(4, filters=4, depth=2)
+    assert network.get_layer("level2_act1").input is network.get_layer("level1_up").output
+    assert network.get_layer("level2_image").input is network.get_layer("level1_sr").output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"scale": 3}, r"scale must be one of \(2, 4, 8\), not 3"),
+        ({"scale": 4, "depth": (1, 2, 3)}, "scale 4 has 2 levels, but depth names 3"),
+        ({"scale": 4, "depth": (4, 3), "skip_every": 2}, r"skip_every \(2\) must divide every depth"),
+        ({"scale": 4, "channels": 3, "chain": "image"}, "image works with 1 channel, not 3"),
+    ],
+)
+def test_impossible_networks_are_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        lapsrn(**arguments)
+
+
+@pytest.mark.parametrize("arguments", [{}, REPORTED])
+def test_saved_and_loaded_network_is_equal(tmp_path, rng, randomize, arguments):
+    network = randomize(lapsrn(4, filters=4, depth=2, **arguments))
+    network.save(tmp_path / "network.keras")
+    again = keras.saving.load_model(tmp_path / "network.keras")
+    x = rng.random((1, 9, 8, 1), "float32")
+    for before, after in zip(network.predict_on_batch(x), again.predict_on_batch(x), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_the_picture_stays_in_float32_in_mixed_precision(rng):
+    keras.mixed_precision.set_dtype_policy("mixed_bfloat16")
+    network = lapsrn(2, filters=4, depth=2)
+    assert network.get_layer("level1_conv1").compute_dtype == "bfloat16"
+    x = rng.random((9, 8, 1), "float32")
+    np.testing.assert_allclose(network(x[None])[0], imresize(x.astype("float64"), 2), atol=1e-6)

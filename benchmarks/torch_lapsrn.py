@@ -14,7 +14,8 @@ from torch.nn import functional as F
 class LapSRN(nn.Module):
     """(B, C, H, W) in [0, 1] -> list of (B, C, 2^i H, 2^i W), one a level.
 
-    Covers the networks that chain features and have the fixed bicubic image branch.
+    Covers the networks that chain features, have the fixed bicubic image branch and make
+    the last level's residual picture directly.
 
     Args:
         levels: log2 of the scale.
@@ -29,11 +30,13 @@ class LapSRN(nn.Module):
         self.levels = nn.ModuleList(
             nn.ModuleDict({
                 "convs": nn.ModuleList(nn.Conv2d(filters, filters, 3, padding=1) for _ in range(depth)),
-                "up": nn.Conv2d(filters, 4 * filters, 3, padding=1),
-                "residual": nn.Conv2d(filters, channels, 3, padding=1),
             })
             for _ in range(levels)
         )
+        for level in self.levels[:-1]:
+            level["up"] = nn.Conv2d(filters, 4 * filters, 3, padding=1)
+            level["residual"] = nn.Conv2d(filters, channels, 3, padding=1)
+        self.levels[-1]["residual"] = nn.Conv2d(filters, 4 * channels, 5, padding=2)
         # Bicubic x2 as a convolution, the two phases of Keys' kernel (a = -0.5) at -1/4 and 1/4.
         taps = np.array([[-3, 29, 111, -9, 0], [0, -9, 111, 29, -3]]) / 128
         kernel = np.einsum("pi,qj->pqij", taps, taps).reshape(4, 1, 5, 5)
@@ -48,8 +51,12 @@ class LapSRN(nn.Module):
                 x = conv(F.leaky_relu(x, self.slope))
                 if i % self.skip_every == 0:
                     x = skip = skip + x
-            features = F.pixel_shuffle(level["up"](x), 2)
-            image = self._upsample(image) + level["residual"](features)
+            if "up" in level:
+                features = F.pixel_shuffle(level["up"](x), 2)
+                residual = level["residual"](features)
+            else:
+                residual = F.pixel_shuffle(level["residual"](x), 2)
+            image = self._upsample(image) + residual
             outputs.append(image)
         return outputs
 
@@ -66,7 +73,7 @@ class LapSRN(nn.Module):
         channels, filters = layers["head"].kernel.shape[2:]
         skips = [int(name.removeprefix("level1_skip")) for name in layers if name.startswith("level1_skip")]
         model = cls(
-            levels=sum(name.endswith("_up") for name in layers),
+            levels=sum(name.endswith("_sr") for name in layers),
             channels=channels,
             filters=filters,
             depth=sum(name.startswith("level1_conv") for name in layers),
@@ -77,8 +84,9 @@ class LapSRN(nn.Module):
         for number, level in enumerate(model.levels, start=1):
             for i, conv in enumerate(level["convs"], start=1):
                 _copy(layers[f"level{number}_conv{i}"], conv)
-            _copy(layers[f"level{number}_up"], level["up"], shuffle=4)
-            _copy(layers[f"level{number}_residual"], level["residual"])
+            if "up" in level:
+                _copy(layers[f"level{number}_up"], level["up"], shuffle=4)
+            _copy(layers[f"level{number}_residual"], level["residual"], shuffle=1 if "up" in level else 4)
         return model
 
 

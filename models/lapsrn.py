@@ -1,6 +1,7 @@
 """LapSRN with sub-pixel convolution: a Laplacian pyramid of residual networks."""
 
 import keras
+import numpy as np
 from keras import layers
 
 from datasets.errors import InputError
@@ -18,6 +19,7 @@ def lapsrn(
     skip_every=0,
     chain="features",
     image_branch="bicubic",
+    residual="direct",
     name=None,
 ):
     """Build LapSRN: (B, H, W, channels) in [0, 1] -> one picture for each level.
@@ -40,6 +42,10 @@ def lapsrn(
         chain: What a level hands to the next: `"features"` (the original LapSRN), or
             `"image"`, one picture of one channel (the report's network).
         image_branch: `"bicubic"` (fixed) or `"subpixel"` (learned).
+        residual: How the last level makes its residual picture. `"features"`: upsampled
+            feature maps, then a convolution (the report, the original LapSRN).
+            `"direct"`: one 5x5 sub-pixel convolution, which is what those two linear
+            layers amount to (see `direct_residual`), at a 24th of the arithmetic.
         name: The network's name.
 
     Raises:
@@ -82,19 +88,49 @@ def lapsrn(
             if i % (skip_every or convolutions) == 0:
                 # A one-channel skip is broadcast over the feature maps.
                 x = skip = layers.Add(name=f"level{level}_skip{i}")([skip, x])
-        x = SubPixelConv2D(
-            filters, 3, scale=2, kernel_initializer="he_normal", name=f"level{level}_up"
-        )(x)
-        residual = layers.Conv2D(
-            channels, 3, padding="same", kernel_initializer="zeros", name=f"level{level}_residual"
-        )(x)
+        if residual == "direct" and level == levels:
+            detail = SubPixelConv2D(
+                channels, 5, scale=2, kernel_initializer="zeros", name=f"level{level}_residual"
+            )(x)
+        else:
+            x = SubPixelConv2D(
+                filters, 3, scale=2, kernel_initializer="he_normal", name=f"level{level}_up"
+            )(x)
+            detail = layers.Conv2D(
+                channels, 3, padding="same", kernel_initializer="zeros", name=f"level{level}_residual"
+            )(x)
 
-        # Image reconstruction, in float32 whatever the precision of the features
+        # Image reconstruction; the sum is float32 whatever the precision of the features
         if image_branch == "bicubic":
             image = BicubicUpsampling2D(2, dtype="float32", name=f"level{level}_image")(image)
         else:
             image = SubPixelConv2D(channels, 3, scale=2, name=f"level{level}_image")(image)
-        image = layers.Add(dtype="float32", name=f"level{level}_sr")([image, residual])
+        image = layers.Add(dtype="float32", name=f"level{level}_sr")([image, detail])
         outputs.append(image)
         features = x if chain == "features" else image
     return keras.Model(inputs, outputs, name=name or f"lapsrn_x{scale}")
+
+
+def direct_residual(up, residual):
+    """Weights of the `"direct"` residual layer that equals two layers of `"features"`.
+
+    Args:
+        up: [kernel (3, 3, F, 4F), bias (4F,)] of the sub-pixel convolution.
+        residual: [kernel (3, 3, F, C), bias (C,)] of the convolution after it.
+
+    Returns:
+        [kernel (5, 5, F, 4C), bias (4C,)]. The two agree but for the outermost ring of
+        HR pixels, where the convolution pads the upsampled features with zeros.
+    """
+    (up_kernel, up_bias), (kernel, bias) = up, residual
+    filters, channels = kernel.shape[2:]
+    up_kernel = up_kernel.reshape(3, 3, filters, 2, 2, filters)
+    up_bias = up_bias.reshape(2, 2, filters)
+    direct, constant = np.zeros((5, 5, filters, 2, 2, channels)), np.zeros((2, 2, channels))
+    for p, q, u, v in np.ndindex(2, 2, 3, 3):
+        # Tap (u, v) at sub-pixel (p, q) reads sub-pixel (y % 2, x % 2), (y // 2, x // 2) away.
+        y, x = p + u - 1, q + v - 1
+        top, left = y // 2 + 1, x // 2 + 1
+        direct[top : top + 3, left : left + 3, :, p, q] += up_kernel[:, :, :, y % 2, x % 2] @ kernel[u, v]
+        constant[p, q] += up_bias[y % 2, x % 2] @ kernel[u, v]
+    return [direct.reshape(5, 5, filters, -1), (constant + bias).ravel()]

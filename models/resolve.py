@@ -44,8 +44,7 @@ def at_precision(network, precision):
     config = network.get_config()
     for layer in config["layers"]:
         keep = layer["name"] in last or layer["class_name"] == "InputLayer"
-        fixed = layer["config"].get("autocast") is False
-        if "dtype" in layer["config"] and not keep and not fixed:
+        if "dtype" in layer["config"] and not keep:
             layer["config"]["dtype"] = policy
     copy = type(network).from_config(config)
     copy.set_weights(network.get_weights())

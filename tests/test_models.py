@@ -9,23 +9,26 @@ import pytest
 from datasets.degradations import imresize
 from datasets.errors import InputError
 from models.lapsrn import lapsrn
+from train.lapsrn import take_weights
 
-REPORTED = {"chain": "image", "image_branch": "subpixel", "skip_every": 0}
+REPORTED = {"chain": "image", "image_branch": "subpixel", "skip_every": 0, "residual": "features"}
 # A 3x3 convolution from a to b channels has 9ab + b weights:
 #   conv64 = 64 -> 64 = 36,928       up = 64 -> 4 * 64 = 147,712      residual = 64 -> 1 = 577
 #   first  = 1 -> 64  = 640          image branch = 1 -> 4 = 40
-# A level on features has 10 conv64 + up + residual = 517,569, and the first level's
-# features come from one convolution more, the head (640). The reported level starts from
-# a picture: first + 9 conv64 + up + residual + image branch = 481,321.
-# RGB: head 3 -> 64 = 1,792 and residual 64 -> 3 = 1,731: 10 conv64 + up + 1,731 = 518,723.
+# A level on features has 10 conv64 + up + residual = 517,569; the last one makes its residual
+# directly, 5x5 64 -> 4 = 6,404, and has 375,684. The first level's features come from one
+# convolution more, the head (640). The reported level starts from a picture:
+# first + 9 conv64 + up + residual + image branch = 481,321.
+# RGB: head 3 -> 64 = 1,792 and direct residual 5x5 64 -> 12 = 19,212.
 PARAMETERS = [
-    (2, {}, 640 + 517_569),
-    (4, {}, 640 + 2 * 517_569),
-    (8, {}, 640 + 3 * 517_569),
-    (2, {"channels": 3}, 1_792 + 518_723),
+    (2, {}, 640 + 375_684),
+    (4, {}, 640 + 517_569 + 375_684),
+    (8, {}, 640 + 2 * 517_569 + 375_684),
+    (2, {"residual": "features"}, 640 + 517_569),
+    (2, {"channels": 3}, 1_792 + 369_280 + 19_212),
     (2, REPORTED, 481_321),
     (4, REPORTED, 2 * 481_321),
-    (4, {"depth": (3, 1), "filters": 8}, 80 + (3 * 584 + 2_336 + 73) + (1 * 584 + 2_336 + 73)),
+    (4, {"depth": (3, 1), "filters": 8}, 80 + (3 * 584 + 2_336 + 73) + (1 * 584 + 804)),
 ]
 
 
@@ -128,3 +131,15 @@ def test_the_picture_stays_in_float32_in_mixed_precision(rng):
     assert network.get_layer("level1_conv1").compute_dtype == "bfloat16"
     x = rng.random((9, 8, 1), "float32")
     np.testing.assert_allclose(network(x[None])[0], imresize(x.astype("float64"), 2), atol=1e-6)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_direct_residual_equals_the_two_layers_it_stands_for(rng, randomize, channels):
+    two = randomize(lapsrn(2, channels, filters=6, depth=2, residual="features"))
+    one = lapsrn(2, channels, filters=6, depth=2, residual="direct")
+    take_weights(one, two)
+    lr = rng.random((2, 9, 7, channels), "float32")
+    difference = np.abs(one(lr) - two(lr))
+    assert difference[:, 1:-1, 1:-1].max() < 1e-5
+    # The outermost ring differs: there the second layer pads with zeros.
+    assert difference.max() > 1e-4

@@ -148,7 +148,7 @@ def test_a_run_leaves_its_network_log_settings_and_samples(tiny, tmp_path, capsy
 
 
 def test_training_beats_bicubic_on_what_it_learns_from(tiny, tmp_path):
-    settings = tiny(filters=8, epochs=2, steps=75, learning_rate=1e-2)
+    settings = tiny(filters=8, epochs=2, steps=150, learning_rate=2e-3)
     main("quick", settings)
     log = rows(tmp_path / "run")
     assert float(log[1]["loss"]) < float(log[0]["loss"])
@@ -364,7 +364,7 @@ def test_cosine_schedule_ends_at_zero(tiny):
 
 
 def test_a_network_starts_from_the_levels_of_another(tiny, tmp_path, randomize):
-    source = randomize(lapsrn(2, filters=4, depth=2))
+    source = randomize(lapsrn(2, filters=4, depth=2, residual="features"))
     source.save(tmp_path / "x2.keras")
     settings = tiny(scale=4, start=str(tmp_path / "x2.keras"))
     keras.utils.set_random_seed(1)

@@ -26,7 +26,7 @@ from datasets.patches import Patches
 from evaluate import evaluate, table
 from losses import Charbonnier, Perceptual
 from models import resolve
-from models.lapsrn import lapsrn
+from models.lapsrn import direct_residual, lapsrn
 from train.loop import RunSettings, fit
 
 
@@ -65,6 +65,8 @@ class Settings:
     """What a level hands to the next one."""
     image_branch: Literal["bicubic", "subpixel"] = "bicubic"
     """Fixed bicubic, or learned sub-pixel convolution."""
+    residual: Literal["direct", "features"] = "direct"
+    """One sub-pixel convolution to the residual picture, or by way of upsampled features."""
 
     # Loss (3.4)
     loss: Literal["charbonnier", "perceptual"] = "charbonnier"
@@ -95,7 +97,7 @@ class Settings:
 # image branch; its loss sees the last level. 80 pictures x 100 patches / 16 = 500 steps.
 REPORTED_X2 = Settings(
     degradation="realworld", train_pictures=80, test_pictures=15, patch=128, skip_every=0,
-    chain="image", image_branch="subpixel", levels="last", schedule="exponential",
+    chain="image", image_branch="subpixel", residual="features", levels="last", schedule="exponential",
     epochs=100, steps=500, run=RunSettings(early_stopping=10),
 )
 IMPROVED_X2 = Settings(batch=8, epochs=72, run=RunSettings(precision="mixed_bfloat16"))
@@ -154,6 +156,7 @@ def trainer(settings):
         settings.scale, settings.channels, settings.filters,
         settings.depth[0] if len(settings.depth) == 1 else settings.depth,
         skip_every=settings.skip_every, chain=settings.chain, image_branch=settings.image_branch,
+        residual=settings.residual,
     )
     if settings.start:
         take_weights(network, resolve.load(settings.start))
@@ -173,12 +176,19 @@ def trainer(settings):
 
 
 def take_weights(network, source):
-    """Copy the weights of every layer that has the same name and shapes in `source`."""
+    """Copy the weights of every layer that has the same name and shapes in `source`.
+
+    A direct residual layer also takes the two layers that amount to it.
+    """
     given = {layer.name: layer.get_weights() for layer in source.layers}
     taken = 0
     for layer in network.layers:
         weights = given.get(layer.name, [])
-        if weights and [w.shape for w in weights] == [w.shape for w in layer.get_weights()]:
+        shapes = [w.shape for w in layer.get_weights()]
+        up = given.get(layer.name.replace("_residual", "_up"))
+        if layer.name.endswith("_residual") and up and shapes[0][0] == 5 != weights[0].shape[0]:
+            weights = direct_residual(up, weights)
+        if weights and [w.shape for w in weights] == shapes:
             layer.set_weights(weights)
             taken += 1
     if not taken:

@@ -131,7 +131,8 @@ def fit(build, patches, validation, settings, *, run, paper, preset, epochs, ste
         verbose=1 if sys.stdout.isatty() else 2,
     )
     if keeper.failure:
-        raise InputError(f"{folder}: stopped, {keeper.failure}; model.keras holds the best weights before it")
+        kept = "model.keras holds the best weights before it" if log.rows else "no epoch was finished"
+        raise InputError(f"{folder}: stopped, {keeper.failure}; {kept}")
     return folder
 
 
@@ -261,15 +262,25 @@ def side_by_side(lr, sr, hr, size=192):
 
 def _keep_settings(path, settings, begun):
     """Write the settings, or refuse to go on with a run that has begun with others."""
-    now = dataclasses.asdict(settings)
+    now = yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False)
     if begun and path.exists():
-        before = yaml.safe_load(path.read_text()) or {}
-        plain = yaml.safe_load(yaml.safe_dump(now))
-        changed = sorted(key for key in plain if before.get(key) != plain[key])
+        before, after = (_flat(yaml.safe_load(text)) for text in (path.read_text(), now))
+        # A run may move to another folder and to other devices.
+        changed = [key for key in after
+                   if key not in ("run.folder", "run.replicas") and before.get(key) != after[key]]
         if changed:
             raise InputError(
                 f"{path.parent}: this run was started with another {changed[0]} "
-                f"({before.get(changed[0])}, now {plain[changed[0]]}); choose another --run.folder"
+                f"({before.get(changed[0])}, now {after[changed[0]]}); choose another --run.folder"
             )
     else:
-        path.write_text(yaml.safe_dump(now, sort_keys=False))
+        path.write_text(now)
+
+
+def _flat(settings, prefix=""):
+    """Nested settings as one dict, with names as on the command line: `run.seed`."""
+    flat = {}
+    for key, value in (settings or {}).items():
+        name = f"{prefix}{key}"
+        flat.update(_flat(value, f"{name}.") if isinstance(value, dict) else {name: value})
+    return flat

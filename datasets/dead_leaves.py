@@ -6,12 +6,12 @@ from PIL import Image, ImageDraw
 from datasets.degradations import imresize
 
 
-def dead_leaves(seed, size=256, leaves=400):
+def dead_leaves(seed, size=256, leaves=1200):
     """Draw one picture, (size, size, 3) uint8, the same for the same seed.
 
     Ellipses and polygons with radii drawn from r^-3, each with a colour gradient and
-    a fine texture, fall onto one another, smallest last. Edges are antialiased by
-    drawing at twice the size.
+    some with stripes, fall onto one another at random until hardly any ground is left.
+    Edges are antialiased by drawing at twice the size.
 
     Source: Lee, Mumford, Huang, "Occlusion Models for Natural Images", IJCV 2001.
     """
@@ -19,8 +19,8 @@ def dead_leaves(seed, size=256, leaves=400):
     wide = 2 * size
     ramp = np.linspace(-1, 1, wide)
     canvas = np.full((wide, wide, 3), 0.5)
-    small, large = 4.0, wide / 2
-    radii = np.sort(1 / np.sqrt(rng.uniform(1 / large**2, 1 / small**2, leaves)))[::-1]
+    small, large = 10.0, wide / 2
+    radii = 1 / np.sqrt(rng.uniform(1 / large**2, 1 / small**2, leaves))
     for radius in radii:
         x, y = rng.uniform(0, wide, 2)
         corners = int(rng.integers(3, 9))
@@ -39,7 +39,7 @@ def dead_leaves(seed, size=256, leaves=400):
             continue
         mask = Image.new("1", (int(right - left), int(bottom - top)))
         ImageDraw.Draw(mask).polygon([tuple(p) for p in points - (left, top)], fill=1)
-        colour = rng.uniform(0, 1, 3)
+        colour = rng.uniform(0, 1) + rng.normal(0, 0.15, 3)
         slope = rng.normal(0, 0.15, (2, 3))
         shade = (colour + ramp[top:bottom, None, None] * slope[0]
                  + ramp[None, left:right, None] * slope[1])

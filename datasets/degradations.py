@@ -5,14 +5,7 @@ from scipy import sparse
 
 from datasets.errors import InputError
 from datasets.pictures import to_uint8
-
-
-def cubic(x):
-    """Keys' cubic interpolation kernel with a = -0.5."""
-    x = np.abs(x)
-    inner = 1.5 * x**3 - 2.5 * x**2 + 1
-    outer = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
-    return np.where(x <= 1, inner, np.where(x < 2, outer, 0.0))
+from layers.bicubic import cubic
 
 
 def resize_matrix(size, scale):

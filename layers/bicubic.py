@@ -5,8 +5,8 @@ import numpy as np
 from keras import ops
 
 
-def _cubic(x):
-    """Keys' cubic kernel with a = -0.5, the one of MATLAB's imresize."""
+def cubic(x):
+    """Keys' cubic interpolation kernel with a = -0.5, the one of MATLAB's imresize, in numpy."""
     x = np.abs(x)
     inner = 1.5 * x**3 - 2.5 * x**2 + 1
     outer = -0.5 * x**3 + 2.5 * x**2 - 4 * x + 2
@@ -34,7 +34,7 @@ class BicubicUpsampling2D(keras.layers.Layer):
         # Output pixel s*i + p lies at i + (p + 0.5) / s - 0.5 in the input; five taps
         # around i hold the four that matter, whatever the phase p.
         phases = (np.arange(self.scale) + 0.5) / self.scale - 0.5
-        taps = _cubic(np.arange(-2, 3)[:, None] - phases)
+        taps = cubic(np.arange(-2, 3)[:, None] - phases)
         channels = input_shape[-1]
         # depth_to_space keeps sub-pixels in blocks: axis order (row, column, channel).
         kernel = np.einsum("ip,jq,cd->ijcpqd", taps, taps, np.eye(channels))

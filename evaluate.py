@@ -134,11 +134,16 @@ def main(
         figure_file: Draw crops of LR, bicubic, SR and HR to this file.
         precision: What the network computes in.
     """
+    if limit is not None and limit < 1:
+        raise InputError(f"--limit: must be at least 1, not {limit}")
+    for path in filter(None, (json_file, figure_file)):
+        if not Path(path).absolute().parent.is_dir():
+            raise InputError(f"{path}: its folder does not exist")
+    if figure_file and Path(figure_file).suffix not in (".png", ".jpg", ".pdf", ".svg"):
+        raise InputError(f"--figure: {figure_file} must end in .png, .jpg, .pdf or .svg")
     network = resolve.load(model, precision)
     scale = resolve.scale_of(network)
     pairs = list(degraded(load(data, "test", limit), scale, degradation))
-    if not pairs:
-        raise InputError(f"limit: {limit} leaves no picture to measure")
     result = evaluate(network, pairs)
     print(table(result))
     if json_file:

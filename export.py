@@ -168,7 +168,7 @@ def export(model, folder, name, version, precision="float32"):
         raise InputError(f"--version: expected a positive integer of 64 bits, found {version}")
     config = read_config(Path(folder, "models.config"))
     network = load(model, precision)
-    name = network.name if name is None else name
+    name = Path(model).stem if name is None else name
     if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
         raise InputError(f"--name: expected letters, digits, '_', '-' and '.', found {name!r}")
     target = Path(folder, name, str(version))
@@ -211,7 +211,7 @@ def main(
         folder: Where the served models live; a second model is added to it.
         version: A positive number. The server serves the highest one.
         precision: What the network computes in.
-        name: The model's name at the server; by default the network's own.
+        name: The model's name at the server; by default the file's, without its suffix.
     """
     target, name = export(model, folder, name, version, precision)
     print(f"""{target}: exported

@@ -32,7 +32,7 @@ def destinations(inputs, folder, scale):
     Raises:
         InputError: if an input stands for no file at all.
     """
-    folder, jobs, taken = Path(folder), [], set()
+    folder, jobs, seen, taken = Path(folder), [], set(), set()
     for given in inputs:
         if Path(given).is_dir():
             found = [(path, path.relative_to(given).parent) for path in list_pictures(given)]
@@ -42,6 +42,9 @@ def destinations(inputs, folder, scale):
         if not found:
             raise InputError(f"{given}: no such file, folder or pattern")
         for source, below in found:
+            if source.resolve() in seen:
+                continue
+            seen.add(source.resolve())
             stem = name = f"{source.stem}_x{scale}"
             number = 1
             while folder / below / f"{name}.png" in taken:
@@ -72,14 +75,20 @@ def main(
     Args:
         model: The network, a .keras file.
         inputs: Picture files, folders of pictures, and patterns such as "scans/*.tif".
-        output: Folder for the results, NAME_xSCALE.png.
+        output: Folder for the results, NAME_xSCALE.png; a second NAME becomes NAME_xSCALE_2.png.
         precision: bfloat16 is faster on processors that have it, at a loss below 0.02 dB.
         tile: Size in LR pixels of the square computed at a time; memory grows with it.
     """
     if tile < 1:
         raise InputError(f"tile: must be at least 1, not {tile}")
+    if not inputs:
+        raise InputError("nothing to upscale: name picture files, folders or patterns")
     network = resolve.load(model, precision)
     jobs = destinations(inputs, output, resolve.scale_of(network))
+    try:
+        Path(output).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{output}: cannot be made a folder ({error.strerror})") from None
     failed = 0
     for number, (source, destination) in enumerate(jobs, start=1):
         start = time.perf_counter()
@@ -96,7 +105,7 @@ def main(
         destination.parent.mkdir(parents=True, exist_ok=True)
         write_picture(destination, result)
         height, width = result.pixels.shape[:2]
-        print(f"{destination}  {width} x {height}  {time.perf_counter() - start:.1f} s")
+        print(f"{source} -> {destination}  {width} x {height}  {time.perf_counter() - start:.1f} s")
     print(f"{len(jobs) - failed} upscaled, {failed} skipped")
     if failed:
         sys.exit(1)

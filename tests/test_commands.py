@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -86,7 +87,11 @@ def test_missing_model_is_one_line(run_command, folder, tmp_path):
 
 
 def test_upscale_takes_patterns_and_keeps_names_apart(call, model, folder, tmp_path, capsys):
-    call(upscale.main, model, folder / "a*.png", folder / "**" / "d*.png", folder / "a_rgb.png",
+    twin = tmp_path / "twin" / "a_rgb.png"
+    twin.parent.mkdir()
+    shutil.copy(folder / "a_rgb.png", twin)
+    # The same file once more is no second picture, a file of the same name is.
+    call(upscale.main, model, folder / "a*.png", folder / "**" / "d*.png", folder / "a_rgb.png", twin,
          "--output", tmp_path / "out", "--tile", 8)
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "a_rgb_x2.png", "a_rgb_x2_2.png", "d_grey_x2.png",
@@ -98,6 +103,23 @@ def test_a_name_with_the_characters_of_a_pattern_is_a_file(model, photo, tmp_pat
     write_picture(tmp_path / "a[1].png", photo[:8, :8])
     jobs = upscale.destinations([str(tmp_path / "a[1].png")], tmp_path / "out", 2)
     assert jobs == [(tmp_path / "a[1].png", tmp_path / "out" / "a[1]_x2.png")]
+
+
+def test_output_that_is_a_file_is_named(call, model, folder, tmp_path, capsys):
+    (tmp_path / "out").write_text("")
+    with pytest.raises(SystemExit):
+        call(upscale.main, model, folder / "a_rgb.png", "--output", tmp_path / "out")
+    assert "out: cannot be made a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "value"), [("--limit", -1), ("--json", "no/folder.json"),
+                                               ("--figure", "figure.xyz")])
+def test_evaluate_refuses_before_it_measures(call, model, folder, capsys, option, value):
+    with pytest.raises(SystemExit):
+        call(evaluate.main, model, "--data", folder, option, value)
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert str(value) in err
 
 
 def test_input_that_stands_for_nothing_is_named(folder):

@@ -213,7 +213,13 @@ def split(settings):
 
 
 def main(preset: str, settings: Settings):
-    """Train, then print the table of the held-out test pictures."""
+    """Train, then print the table of the held-out pictures: test, or validation where there is no test.
+
+    PRESET --help explains every setting.
+    """
+    for name in ("patch", "batch", "filters", "epochs", "steps"):
+        if getattr(settings, name) < 1:
+            raise InputError(f"{name}: must be at least 1, not {getattr(settings, name)}")
     train, val, test = split(settings)
     val, test = (list(degraded(part, settings.scale, settings.degradation)) for part in (val, test))
     patches = Patches(

@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-addons lint clean
+.PHONY: demo test test-addons notebooks lint clean
 
 # Upscale a photograph with shipped weights, train a small network, measure it.
 demo: $(VENV)/installed
@@ -39,3 +39,7 @@ $(VENV)/installed: requirements.txt pyproject.toml
 
 clean:
 	rm -rf $(VENV) $(VENV)-addons demo runs
+
+# Run the notebooks and keep their results. SUPERRES_DATA names folders to train on.
+notebooks: $(VENV)/installed
+	cd notebooks && ../$(BIN)/jupytext --to ipynb --execute *.py

@@ -50,7 +50,7 @@ from models.lapsrn import lapsrn
 from train.lapsrn import PRESETS, trainer
 
 QUICK = bool(os.environ.get("SUPERRES_QUICK"))
-STEPS = 5 if QUICK else 400
+STEPS = 5 if QUICK else 300
 WEIGHTS = Path(train.__file__).parent.parent / "weights"
 sources = os.environ.get("SUPERRES_DATA", "photos").split(":")
 pictures = [example for source in sources for example in load(source, limit=3 if QUICK else None)]

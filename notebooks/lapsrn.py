@@ -24,12 +24,12 @@
 # perceptual loss. `SUPERRES_QUICK=1` runs everything with a few training steps.
 
 # %%
-import os
+import commands  # noqa: F401  first: it quietens TensorFlow
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-
+# isort: split
 import csv
 import dataclasses
+import os
 from pathlib import Path
 
 import keras

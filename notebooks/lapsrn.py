@@ -98,11 +98,12 @@ for name in ("reported-x2", "reported-x4", "improved-x2", "improved-x4", "improv
 astronaut = mod_crop(photos[0].hr, 4)[0:192, 120:312]
 small = imresize(astronaut, 1 / 2)
 grey = to_uint8(small.mean(-1, keepdims=True) / 255)
-keras.utils.set_random_seed(1)
 untrained = lapsrn(2, image_branch="subpixel", chain="image")
-with_icnr = resolve.resolve(untrained, grey)
 layer = untrained.get_layer("level1_image")
-layer.set_weights([np.random.default_rng(0).normal(0.11, 0.05, layer.kernel.shape), np.zeros(4)])
+kernels = np.random.default_rng(0).normal(0.11, 0.05, layer.kernel.shape)
+layer.set_weights([np.tile(kernels[..., :1], 4), np.zeros(4)])  # ICNR: four equal sub-pixels
+with_icnr = resolve.resolve(untrained, grey)
+layer.set_weights([kernels, np.zeros(4)])
 without = resolve.resolve(untrained, grey)
 bicubic_start = resolve.resolve(lapsrn(2), grey)
 show([("LR", grey), ("learned branch, ICNR", with_icnr / with_icnr.max()),
@@ -195,9 +196,12 @@ except InputError as error:
 # ## Why the perceptual loss stuck
 #
 # The report's PSNR stayed at 6 to 7 dB with VGG19's features as the loss, which was low from the first epoch on. It
-# suspected the luminance repeated three times. That input is no problem. But VGG19 expects values of 0 to 255 with
-# the mean subtracted; a picture in [0, 1] is, to it, an almost uniform dark one: features hardly depend on it, and
-# what is left to learn from is small. Nor does any VGG loss fix a picture's brightness as a pixel loss does.
+# suspected the luminance repeated three times. Below, the loss sees pictures once as VGG19 expects them (0 to 255, mean
+# subtracted) and once in [0, 1]. The latter explains the low loss: a picture is then some ten thousand times closer to
+# plain grey. But Adam does not mind the scale of a loss, and on aligned pairs the network trains with either, with
+# luminance repeated three times. So neither of the two stuck it. What remains is the pairing of the section above (no
+# feature loss settles on the right brightness when HR is another picture) and deeper layers of VGG19, whose weights
+# were not tried here. Which it was cannot be proved.
 
 # %%
 vgg_weights = os.environ.get("SUPERRES_VGG")

@@ -78,8 +78,9 @@ def write_picture(path, picture):
     """
     if not isinstance(picture, Picture):
         picture = Picture(picture)
-    planes = [picture.pixels] if picture.alpha is None else [picture.pixels, picture.alpha]
-    pixels = np.concatenate([to_uint8(plane) for plane in planes], axis=-1)
+    pixels = to_uint8(picture.pixels)
+    if picture.alpha is not None:  # a large opaque picture is not copied
+        pixels = np.concatenate([pixels, to_uint8(picture.alpha)], axis=-1)
     path = Path(path)
     part = path.with_name(f".{path.name}.part")
     try:

@@ -55,9 +55,9 @@ def destinations(inputs, folder, scale):
     return jobs
 
 
-def upscale(network, picture, tile=256, progress=None):
+def upscale(network, picture, tile=256, progress=None, overlap=None):
     """Upscale a `Picture`; alpha goes through bicubic interpolation."""
-    pixels = resolve.resolve_tiled(network, picture.pixels, tile, progress)
+    pixels = resolve.resolve_tiled(network, picture.pixels, tile, progress, overlap)
     alpha = picture.alpha
     return Picture(pixels, None if alpha is None else imresize(alpha, resolve.scale_of(network)))
 
@@ -89,7 +89,7 @@ def main(
         Path(output).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{output}: cannot be made a folder ({error.strerror})") from None
-    failed = 0
+    overlap, failed = resolve.reach(network), 0
     for number, (source, destination) in enumerate(jobs, start=1):
         start = time.perf_counter()
         try:
@@ -101,7 +101,7 @@ def main(
         height, width = picture.pixels.shape[:2]
         with tqdm(total=height * width, desc=f"[{number}/{len(jobs)}] {source.name}", unit="px",
                   unit_scale=True, disable=not sys.stderr.isatty()) as bar:
-            result = upscale(network, picture, tile, bar.update)
+            result = upscale(network, picture, tile, bar.update, overlap)
         destination.parent.mkdir(parents=True, exist_ok=True)
         write_picture(destination, result)
         height, width = result.pixels.shape[:2]

@@ -4,6 +4,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 
 from datasets.degradations import imresize
+from datasets.pictures import to_uint8
 
 
 def dead_leaves(seed, size=256, leaves=1200):
@@ -49,4 +50,4 @@ def dead_leaves(seed, size=256, leaves=1200):
             shade = shade + rng.uniform(0, 0.15) * wave[..., None]
         part = canvas[top:bottom, left:right]
         part[:] = np.where(np.asarray(mask)[..., None], shade, part)
-    return imresize((np.clip(canvas, 0, 1) * 255 + 0.5).astype("uint8"), 0.5)
+    return imresize(to_uint8(canvas), 0.5)

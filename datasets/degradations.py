@@ -8,6 +8,12 @@ from datasets.pictures import to_uint8
 from layers.bicubic import cubic
 
 
+def mirror(index, size):
+    """Indices beyond an axis of `size` pixels, continued symmetrically, however far."""
+    index = index % (2 * size)
+    return np.where(index < size, index, 2 * size - 1 - index)
+
+
 def resize_matrix(size, scale):
     """The sparse matrix (round up(size * scale), size) of MATLAB's bicubic imresize.
 
@@ -21,8 +27,7 @@ def resize_matrix(size, scale):
     index = np.floor(centre - taps / 2).astype(int)[:, None] + 1 + np.arange(taps)
     weights = cubic(stretch * (centre[:, None] - index))
     weights /= weights.sum(axis=1, keepdims=True)
-    mirror = index % (2 * size)
-    column = np.where(mirror < size, mirror, 2 * size - 1 - mirror)
+    column = mirror(index, size)
     row = np.broadcast_to(np.arange(out)[:, None], column.shape)
     matrix = sparse.coo_array((weights.ravel(), (row.ravel(), column.ravel())), shape=(out, size))
     return matrix.tocsr()

@@ -10,6 +10,7 @@ from datasets.degradations import (
     blur_downsample,
     imresize,
     margin,
+    mirror,
     mod_crop,
     random_kernel,
     realworld,
@@ -115,7 +116,7 @@ class Patches:
         """The LR patch at (y, x) under a kernel of its own, rounded to 8 bits."""
         top, left, size = y * self.scale, x * self.scale, self.patch * self.scale
         rows, columns = (
-            _mirror(np.arange(start - self.margin, start + size + self.margin), length)
+            mirror(np.arange(start - self.margin, start + size + self.margin), length)
             for start, length in zip((top, left), hr.shape, strict=False)
         )
         window = to_float(hr[rows[:, None], columns])
@@ -203,11 +204,6 @@ def shift_between(pairs, scale):
 
 def _window(picture, y, x, patch, factor):
     return picture[y * factor : (y + patch) * factor, x * factor : (x + patch) * factor]
-
-
-def _mirror(index, size):
-    index = index % (2 * size)
-    return np.where(index < size, index, 2 * size - 1 - index)
 
 
 def _as_channels(picture, channels):

@@ -83,7 +83,7 @@ def resolve(network, lr):
     return np.clip(sr[: height * scale, : width * scale], 0, 1)
 
 
-def resolve_tiled(network, lr, tile=256, progress=None):
+def resolve_tiled(network, lr, tile=256, progress=None, overlap=None):
     """`resolve` in tiles that overlap by the network's reach: same result, bounded memory.
 
     Args:
@@ -91,12 +91,14 @@ def resolve_tiled(network, lr, tile=256, progress=None):
         lr: (H, W, 1|3), uint8 or float in [0, 1].
         tile: Size of the square in LR pixels that is computed at a time.
         progress: Called with the number of LR pixels after each tile.
+        overlap: The network's `reach`, where the caller upscales many pictures and knows it.
 
     Returns:
         (sH, sW, C) uint8, so that a large picture fits in memory.
     """
     # A window smaller than SMALLEST would be continued, where the whole picture is not.
-    scale, overlap = scale_of(network), max(SMALLEST, reach(network))
+    scale = scale_of(network)
+    overlap = max(SMALLEST, reach(network) if overlap is None else overlap)
     height, width, colours = lr.shape
     sr = np.empty((height * scale, width * scale, colours), "uint8")
     for top in range(0, height, tile):

@@ -2,10 +2,15 @@
 
     python evaluate.py weights/lapsrn-x2.keras --data photos
     python evaluate.py weights/lapsrn-x4.keras --data FOLDER --json result.json --figure result.png
+    python evaluate.py weights/pixel_recursive-celeba.keras --data FOLDER --crop face --samples 4
 
-HR pictures are cropped to a multiple of the scale; LR is made from them, rounded to 8
+Networks of any size: HR pictures are cropped to a multiple of the scale; LR is made from them, rounded to 8
 bits; SR is rounded to 8 bits before it is measured. PSNR and SSIM leave out a border of
 `scale` pixels. Y is BT.601's; grey pictures are measured as they are.
+
+Networks of one size (pixel recursive ones): a square is cut out of each picture and
+shrunk to HR; nothing is left out of the border, PSNR and SSIM are in RGB. Where the
+network draws samples, the measures are means over them.
 """
 
 from commands import command  # first: it quietens TensorFlow
@@ -13,6 +18,7 @@ from commands import command  # first: it quietens TensorFlow
 # isort: split
 import json
 import time
+from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,11 +26,15 @@ import numpy as np
 import tyro
 
 from datasets.catalogue import load
+from datasets.corners import are_corners, corner_count
 from datasets.degradations import degraded, imresize
 from datasets.errors import InputError
-from datasets.pictures import to_uint8
-from metrics import quality
+from datasets.pictures import contact_sheet, to_float, to_uint8, write_picture
+from datasets.thumbnails import Crop, Thumbnails, parts
+from losses import bits_per_dimension
+from metrics import consistency, diversity, ms_ssim, psnr, quality, ssim
 from models import resolve
+from models.sampler import Sampler, check_sampling
 
 KEYS = ("psnr_y", "ssim_y", "psnr_rgb", "lr_psnr", "seconds")
 
@@ -93,11 +103,12 @@ def figure(network, pairs, size=96):
             (label, picture, quality(hr, picture, scale)["psnr_y"] if label != "HR" else None)
             for label, picture in (("bicubic", bicubic), ("SR", sr), ("HR", hr))
         ]
-        for axis, (label, picture, psnr) in zip(row, panels, strict=True):
+        for axis, (label, picture, decibels) in zip(row, panels, strict=True):
             f = 1 if label == "LR" else scale
             window = picture[top * f : (top + crop) * f, left * f : (left + crop) * f]
             axis.imshow(window.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            axis.set_title(f"{name} {label}" if psnr is None else f"{label} {psnr:.2f} dB", fontsize=9)
+            title = f"{name} {label}" if decibels is None else f"{label} {decibels:.2f} dB"
+            axis.set_title(title, fontsize=9)
             axis.axis("off")
     sheet.tight_layout()
     return sheet
@@ -113,6 +124,110 @@ def busiest(lr, crop):
                key=lambda at: edges[at[0] : at[0] + crop, at[1] : at[1] + crop].sum())
 
 
+def likelihood(network, pictures, batch=50):
+    """How probable a network finds `Thumbnails`.
+
+    Returns:
+        A dict of `bits` per dimension of A + B, `bits_a` and `bits_b`; of `bits` alone for
+        a network without a prior; or of `mse`, the mean square error, for a regression.
+    """
+    sums = {}
+    for start in range(0, len(pictures), batch):
+        lr, hr = (to_float(x[start : start + batch]) for x in (pictures.lr, pictures.hr))
+        outputs = network.predict_on_batch([lr, hr][: len(network.inputs)])
+        if len(network.inputs) == 2:
+            a, b = outputs
+            logits = {"bits": a + b, "bits_a": a, "bits_b": b}
+            scores = {key: bits_per_dimension(hr, value) for key, value in logits.items()}
+        elif outputs.ndim == 5:
+            scores = {"bits": bits_per_dimension(hr, outputs)}
+        else:
+            scores = {"mse": np.mean(np.square(hr - outputs))}
+        for key, value in scores.items():
+            sums[key] = sums.get(key, 0) + float(value) * len(lr)
+    return {key: value / len(pictures) for key, value in sums.items()}
+
+
+def sample_quality(pictures, drawn):
+    """Means of the measures over samples (K, N, H, W, C) uint8 of N `Thumbnails`.
+
+    Returns:
+        A dict of `psnr`, `ssim`, `ms_ssim`, `consistency` (see `metrics`), for several
+        samples `diversity`, and for corners `one_digit`: the share with exactly one digit.
+    """
+    measures = {
+        "psnr": lambda lr, hr, sr: psnr(hr, sr),
+        "ssim": lambda lr, hr, sr: ssim(hr, sr),
+        "ms_ssim": lambda lr, hr, sr: ms_ssim(hr, sr),
+    }
+    corners = are_corners(pictures.hr, pictures.lr)
+    if not corners:  # LR is not made from the whole of HR there
+        measures["consistency"] = lambda lr, hr, sr: consistency(lr, sr)
+    result = {
+        key: float(np.mean([measure(lr, hr, sr) for samples in drawn
+                            for lr, hr, sr in zip(pictures.lr, pictures.hr, samples, strict=True)]))
+        for key, measure in measures.items()
+    }
+    if len(drawn) > 1:
+        result["diversity"] = float(np.mean([diversity(drawn[:, i]) for i in range(drawn.shape[1])]))
+    if corners:
+        result["one_digit"] = float(np.mean([corner_count(samples, pictures.lr) == 1 for samples in drawn]))
+    return result
+
+
+def nearest_neighbours(pictures, known):
+    """For each of `pictures`, the HR of the known picture whose LR is most alike: the paper's baseline."""
+    alike = [np.square(known.lr.astype("float32") - lr).sum((1, 2, 3)).argmin() for lr in pictures.lr]
+    return known.hr[alike]
+
+
+def evaluate_thumbnails(network, pictures, known=None, samples=1, temperature=1.0, seed=0):
+    """Measure a network of one size on `Thumbnails`.
+
+    Args:
+        known: The training pictures, for nearest neighbour.
+        samples, temperature, seed: See `models.sampler.Sampler`.
+
+    Returns:
+        (result, drawn): a dict of `likelihood` and `methods`, each a dict of measures,
+        and a dict of the pictures of each method, (K, N, H, W, C) uint8.
+    """
+    scale = resolve.scale_of(network)
+    drawn = {"network": Sampler(network).sample(pictures.lr, temperature, seed, samples)}
+    if not are_corners(pictures.hr, pictures.lr):  # nothing to interpolate there
+        drawn["bicubic"] = np.stack([imresize(lr, scale) for lr in pictures.lr])[None]
+    if known:
+        drawn["nearest neighbour"] = nearest_neighbours(pictures, known)[None]
+    methods = {name: sample_quality(pictures, pixels) for name, pixels in drawn.items()}
+    return {"likelihood": likelihood(network, pictures), "methods": methods}, drawn
+
+
+def thumbnail_table(result):
+    """The result of `evaluate_thumbnails` as text."""
+    names = {"bits": "A + B", "bits_a": "A", "bits_b": "B"}
+    scores = result["likelihood"]
+    first = ("bits per dimension: " + ", ".join(f"{names[key]} {value:.3f}" for key, value in scores.items())
+             if "bits" in scores else f"mean square error: {scores['mse']:.5f}")
+    keys = list(result["methods"]["network"])
+    lines = [first, f"{'':18}" + "".join(f"{key:>12}" for key in keys)]
+    for name, row in result["methods"].items():
+        cells = [f"{row[key]:12.2e}" if key == "consistency" else f"{row[key]:12.3f}" if key in row
+                 else " " * 12 for key in keys]
+        lines.append(f"{name:18}" + "".join(cells))
+    return "\n".join(lines)
+
+
+def thumbnail_sheet(pictures, drawn, count=12, zoom=3):
+    """A row for each picture: LR, every method's pictures, HR. (H, W, 3) uint8."""
+    rows = []
+    for i in range(min(count, len(pictures))):
+        lr, hr = pictures.lr[i], pictures.hr[i]
+        factor = len(hr) // len(lr)
+        shown = [sample[i] for samples in drawn.values() for sample in samples[:6]]
+        rows.append([lr.repeat(factor, 0).repeat(factor, 1), *shown, hr])
+    return contact_sheet(rows, zoom)
+
+
 def main(
     model: str,
     /,
@@ -122,6 +237,11 @@ def main(
     json_file: Annotated[str | None, tyro.conf.arg(name="json")] = None,
     figure_file: Annotated[str | None, tyro.conf.arg(name="figure")] = None,
     precision: Literal["float32", "bfloat16"] = "float32",
+    crop: Crop = "centre",
+    held_out: int | None = None,
+    samples: int = 1,
+    temperature: float = 1.0,
+    seed: int = 0,
 ):
     """Measure a trained network on pictures, beside bicubic interpolation.
 
@@ -133,6 +253,12 @@ def main(
         json_file: Write all figures to this file.
         figure_file: Draw crops of LR, bicubic, SR and HR to this file.
         precision: What the network computes in.
+        crop: Networks of one size: the square that is cut out of a picture.
+        held_out: Networks of one size: measure one picture of a folder in so many, as training
+            holds them out; the others are the known ones of nearest neighbour.
+        samples: Networks that draw samples: how many for each picture.
+        temperature: Networks that draw samples: what the logits are multiplied by.
+        seed: Networks that draw samples: of the samples.
     """
     if limit is not None and limit < 1:
         raise InputError(f"--limit: must be at least 1, not {limit}")
@@ -142,14 +268,29 @@ def main(
     if figure_file and Path(figure_file).suffix not in (".png", ".jpg", ".pdf", ".svg"):
         raise InputError(f"--figure: {figure_file} must end in .png, .jpg, .pdf or .svg")
     network = resolve.load(model, precision)
-    scale = resolve.scale_of(network)
-    pairs = list(degraded(load(data, "test", limit), scale, degradation))
-    result = evaluate(network, pairs)
-    print(table(result))
+    scale, size = resolve.scale_of(network), resolve.lr_size(network)
+    if size:
+        check_sampling(samples, temperature, seed)
+        if degradation != "bicubic":
+            raise InputError(f"--degradation: {degradation} is not what networks of one size are for")
+        if held_out is not None and (held_out < 2 or not Path(data).is_dir()):
+            raise InputError("--held-out: takes a number from 2 on, and --data a folder")
+        known, examples = parts(data, held_out)
+        arguments = {"channels": network.inputs[0].shape[-1], "crop": crop}
+        pictures = Thumbnails(islice(examples, limit), size, scale, **arguments)
+        known = Thumbnails(known, size, scale, **arguments) if held_out else None
+        result, drawn = evaluate_thumbnails(network, pictures, known, samples, temperature, seed)
+        print(thumbnail_table(result))
+        if figure_file:
+            write_picture(figure_file, thumbnail_sheet(pictures, drawn))
+    else:
+        pairs = list(degraded(load(data, "test", limit), scale, degradation))
+        result = evaluate(network, pairs)
+        print(table(result))
+        if figure_file:
+            figure(network, pairs).savefig(figure_file, dpi=110)
     if json_file:
         Path(json_file).write_text(json.dumps(result, indent=1))
-    if figure_file:
-        figure(network, pairs).savefig(figure_file, dpi=110)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Where pictures come from: one catalogue of names."""
 
+import importlib
 import re
 import warnings
 from collections.abc import Iterator
@@ -8,9 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from datasets.corners import CORNERS, in_corner, scanned_digits
 from datasets.dead_leaves import dead_leaves
+from datasets.degradations import imresize
 from datasets.errors import InputError
 from datasets.pictures import list_pictures, read_picture
+from datasets.plates import plate
 
 # The photographs that scikit-image installs (it can download more; these need nothing).
 PHOTOS = {
@@ -18,7 +22,27 @@ PHOTOS = {
               "retina.jpg", "grass.png", "gravel.png", "brick.png", "moon.png"),
     "test": ("astronaut.png", "chelsea.png", "coffee.png", "camera.png"),
 }
-NAMES = "photos, dead_leaves, div2k/CONFIG (for example div2k/bicubic_x2), or a folder of pictures"
+# Where TensorFlow Datasets looks for files before it downloads them; it checks their contents.
+BY_HAND = "TensorFlow Datasets' downloads/manual (~/tensorflow_datasets/downloads/manual)"
+# Pictures in TensorFlow Datasets: the split to test with, and what to do where the download fails.
+TFDS = {
+    "celeb_a": ("test", (
+        "Google Drive often refuses these files: try another day, or put img_align_celeba.zip, "
+        "list_eval_partition.txt, list_attr_celeba.txt, list_landmarks_align_celeba.txt and "
+        f"identity_CelebA.txt into {BY_HAND}, or give a folder of the aligned pictures instead")),
+    "lsun/bedroom": ("validation", (
+        "it needs the package tensorflow_io, which supports old versions of TensorFlow only, and a download "
+        "of 46 GB: prepare it elsewhere and copy ~/tensorflow_datasets/lsun, or give a folder of pictures "
+        "instead")),
+    "cars196": ("test", (
+        "its addresses at Stanford are dead: put cars_train.tgz, cars_test.tgz, car_devkit.tgz and "
+        f"cars_test_annos_withlabels.mat into {BY_HAND}, or give a folder of pictures instead")),
+    "svhn_cropped": ("test", (
+        "fetch train_32x32.mat, test_32x32.mat and extra_32x32.mat from "
+        f"http://ufldl.stanford.edu/housenumbers/ and put them into {BY_HAND}")),
+}
+NAMES = (f"photos, dead_leaves, plates, corners, corners/mnist, {', '.join(TFDS)}, "
+         "div2k/CONFIG (for example div2k/bicubic_x2), or a folder of pictures")
 
 
 class Example(NamedTuple):
@@ -40,10 +64,14 @@ def load(source, split="train", limit=None) -> Iterator[Example]:
 
     Args:
         source: A folder (all pictures below it; with subfolders ``hr`` and ``lr``,
-            pairs of files with the same name), or a name of the catalogue: `photos`
-            (real photographs installed with scikit-image), `dead_leaves` (drawn, for
-            training with no data at all), `div2k/bicubic_x2` and every other DIV2K
-            configuration of TensorFlow Datasets.
+            pairs of files with the same name), or else a name of the catalogue.
+            Installed or drawn: `photos` (real photographs of scikit-image),
+            `dead_leaves` (for training with no data at all), `plates` (licence plates,
+            64 x 64 RGB), `corners` (a digit of scikit-learn's, 8 x 8 grey, as LR, and as
+            HR the same in either corner of 16 x 16 black: both when training, a random
+            one when testing). Through TensorFlow Datasets: `corners/mnist` (14 x 14 in
+            28 x 28), `celeb_a`, `lsun/bedroom`, `cars196`, `svhn_cropped`, and
+            `div2k/bicubic_x2` and every other DIV2K configuration.
         split: `"train"` or `"test"`. A folder has no splits and ignores it.
         limit: Stop after so many pictures.
 
@@ -53,15 +81,24 @@ def load(source, split="train", limit=None) -> Iterator[Example]:
         InputError: if the source is unknown, missing, empty, or cannot be downloaded.
     """
     source = str(source)
-    if source == "photos":
+    if Path(source).is_dir():
+        examples = _folder(Path(source))
+    elif source == "photos":
         examples = _photos(split)
     elif source == "dead_leaves":
         seeds = range(60) if split == "train" else range(1000, 1006)
         examples = (Example(f"dead_leaves_{seed}", dead_leaves(seed)) for seed in seeds)
-    elif source.split("/")[0] == "div2k" and not Path(source).is_dir():
+    elif source == "plates":
+        seeds = range(2000) if split == "train" else range(2000, 2200)
+        examples = (Example(f"plate_{seed}", plate(seed)) for seed in seeds)
+    elif source == "corners":
+        examples = _corners(scanned_digits(split), split)
+    elif source == "corners/mnist":
+        examples = _corners(_mnist_digits(split), split)
+    elif source in TFDS:
+        examples = _tfds_pictures(source, split)
+    elif source.split("/")[0] == "div2k":
         examples = _div2k(source, split)
-    elif Path(source).is_dir():
-        examples = _folder(Path(source))
     else:
         raise InputError(f"{source}: neither a folder nor a known name; expected {NAMES}")
     for number, example in enumerate(examples):
@@ -103,23 +140,63 @@ def _stem(path):
     return re.sub(r"x\d$", "", path.stem)
 
 
+def _corners(digits, split):
+    """In training each digit stands in both corners, so that the digit does not tell the corner."""
+    rng = np.random.default_rng(0)
+    for number, digit in digits:
+        for corner in CORNERS if split == "train" else (CORNERS[rng.integers(2)],):
+            yield Example(f"digit_{number:04d}_{corner}", in_corner(digit, corner), digit)
+
+
+def _mnist_digits(split):
+    part = "train[:5000]" if split == "train" else "test[:1000]"
+    by_hand = (f"put train-images-idx3-ubyte.gz and the other three files of MNIST into {BY_HAND}, "
+               "or take corners, which needs no download")
+    for number, example in enumerate(_tfds("mnist", part, by_hand)):
+        yield number, imresize(example["image"], 1 / 2)
+
+
+def _tfds_pictures(name, split):
+    test, by_hand = TFDS[name]
+    part = "train" if split == "train" else test
+    needs = "tensorflow_io" if name.startswith("lsun/") else None
+    for number, example in enumerate(_tfds(name, part, by_hand, needs), start=1):
+        yield Example(f"{part}_{number:06d}", example["image"])
+
+
 def _div2k(name, split):
     import tensorflow_datasets as tfds
 
     config = name.partition("/")[2] or "bicubic_x2"
-    known = sorted(tfds.builder_cls("div2k").builder_configs)
-    if config not in known:
-        raise InputError(f"{name}: DIV2K has no such configuration; expected one of {', '.join(known)}")
+    configs = tfds.builder_cls("div2k").builder_configs
+    if config not in configs:
+        raise InputError(f"{name}: DIV2K has no such configuration; "
+                         f"expected one of {', '.join(sorted(configs))}")
+    by_hand = (f"fetch {', '.join(configs[config].download_urls.values())} by hand, "
+               "unpack them and give a folder with subfolders hr/ and lr/ instead")
+    part = "train" if split == "train" else "validation"
+    for number, example in enumerate(_tfds(f"div2k/{config}", part, by_hand), start=1):
+        yield Example(f"{part}_{number:04d}", example["hr"], example["lr"])
+
+
+def _tfds(name, split, by_hand, needs=None):
+    """Stream the examples of a TensorFlow dataset, as dicts of arrays, downloaded at the first use.
+
+    Args:
+        by_hand: What the user can do where the download fails.
+        needs: A module without which it cannot be prepared after the download.
+    """
+    import tensorflow_datasets as tfds
+
     try:
-        builder = tfds.builder(f"div2k/{config}")
+        builder = tfds.builder(name)
+        if needs and not builder.is_prepared():
+            importlib.import_module(needs)
         builder.download_and_prepare()
     except Exception as error:  # the downloader raises whatever its transport raises
-        urls = tfds.builder_cls("div2k").builder_configs[config].download_urls
         reason = " ".join(str(error).split())[:160]
         raise InputError(
-            f"{name}: download failed ({type(error).__name__}: {reason}); fetch {', '.join(urls.values())} "
-            f"by hand, unpack them and give a folder with subfolders hr/ and lr/ instead"
+            f"{name}: download failed ({type(error).__name__}: {reason}); {by_hand}"
         ) from None
-    part = "train" if split == "train" else "validation"
-    for number, example in enumerate(tfds.as_numpy(builder.as_dataset(split=part)), start=1):
-        yield Example(f"{part}_{number:04d}", example["hr"], example["lr"])
+    config = tfds.ReadConfig(try_autocache=False)  # one pass: a cache would only take memory
+    return tfds.as_numpy(builder.as_dataset(split=split, read_config=config))

@@ -1,5 +1,7 @@
 """How a low-resolution picture is made from a high-resolution one."""
 
+from functools import lru_cache
+
 import numpy as np
 from scipy import sparse
 
@@ -14,6 +16,7 @@ def mirror(index, size):
     return np.where(index < size, index, 2 * size - 1 - index)
 
 
+@lru_cache(maxsize=256)
 def resize_matrix(size, scale):
     """The sparse matrix (round up(size * scale), size) of MATLAB's bicubic imresize.
 

@@ -3,8 +3,8 @@
 import warnings
 
 import numpy as np
-import tensorflow as tf
 
+from datasets.batches import numbered_batches
 from datasets.color import luma
 from datasets.degradations import (
     blur_downsample,
@@ -93,7 +93,7 @@ class Patches:
         rng = np.random.default_rng((self.seed, number))
         patches = [self._cut(rng) for _ in range(self.batch)]
         lr, *targets = (np.stack(arrays) for arrays in zip(*patches, strict=True))
-        return lr, targets
+        return lr, tuple(targets)
 
     def _cut(self, rng):
         lr, targets = self.pictures[rng.integers(len(self.pictures))]
@@ -125,22 +125,7 @@ class Patches:
 
     def dataset(self, start=0):
         """An endless `tf.data.Dataset` of batches, from batch number `start` on."""
-        lr = (self.batch, self.patch, self.patch, self.channels)
-        targets = [(self.batch, self.patch * f, self.patch * f, self.channels) for f in self.factors]
-
-        def load(number):
-            batch, *rest = tf.numpy_function(
-                lambda n: (lambda b: [b[0], *b[1]])(self[int(n)]),
-                [number],
-                [tf.float32] * (1 + len(targets)),
-            )
-            batch.set_shape(lr)
-            for tensor, shape in zip(rest, targets, strict=True):
-                tensor.set_shape(shape)
-            return batch, tuple(rest)
-
-        numbers = tf.data.Dataset.range(start, 2**62)
-        return numbers.map(load, num_parallel_calls=2, deterministic=True).prefetch(8)
+        return numbered_batches(self.__getitem__, start)
 
 
 def check_pair(lr, hr, scale, name):

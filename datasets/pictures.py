@@ -106,6 +106,26 @@ def to_float(picture):
     return picture.astype("float32") / np.float32(255) if picture.dtype == np.uint8 else picture
 
 
+def contact_sheet(rows, zoom=1, gap=4):
+    """Rows of pictures, (H, W, 1|3) uint8, as one RGB picture on white."""
+
+    def framed(picture):
+        rgb = np.repeat(picture, 3 // picture.shape[-1], -1).repeat(zoom, 0).repeat(zoom, 1)
+        return np.pad(rgb, ((0, gap), (0, gap), (0, 0)), constant_values=255)
+
+    def padded(picture, height, width):
+        missing = ((0, height - picture.shape[0]), (0, width - picture.shape[1]), (0, 0))
+        return np.pad(picture, missing, constant_values=255)
+
+    strips = []
+    for row in rows:
+        panels = [framed(picture) for picture in row]
+        tallest = max(panel.shape[0] for panel in panels)
+        strips.append(np.concatenate([padded(panel, tallest, panel.shape[1]) for panel in panels], 1))
+    widest = max(strip.shape[1] for strip in strips)
+    return np.concatenate([padded(strip, strip.shape[0], widest) for strip in strips])
+
+
 def list_pictures(folder):
     """Sorted paths of the picture files below a folder.
 

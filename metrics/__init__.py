@@ -1,5 +1,5 @@
 """Measures of picture quality, in float64 numpy."""
 
-from metrics.image import lr_psnr, psnr, quality, ssim
+from metrics.image import consistency, diversity, lr_psnr, ms_ssim, psnr, quality, ssim
 
-__all__ = ["lr_psnr", "psnr", "quality", "ssim"]
+__all__ = ["consistency", "diversity", "lr_psnr", "ms_ssim", "psnr", "quality", "ssim"]

@@ -1,6 +1,7 @@
 """Picture quality as the super-resolution literature measures it."""
 
 import numpy as np
+from scipy.ndimage import correlate1d
 from skimage.metrics import structural_similarity
 
 from datasets.color import luma
@@ -42,6 +43,81 @@ def ssim(reference, picture, border=0):
             use_sample_covariance=False,
         )
     )
+
+
+def ms_ssim(reference, picture):
+    """Multi-scale structural similarity of one picture, (H, W, C) in [0, 1] or uint8.
+
+    Wang's five scales with a window of 11 need 161 pixels. This definition exists from
+    7 x 7 on: a Gaussian window of 7 with sigma 1.5 (11 where the five scales fit it), as
+    many of the five scales as leave the window room (three at 32 x 32), their exponents
+    divided by their sum. K1, K2 and valid windows as in `ssim`, scales halved by the mean
+    of 2 x 2; each channel by itself, then their mean. As `tf.image.ssim_multiscale` with
+    that window and those exponents.
+
+    Source: Wang, Simoncelli and Bovik, "Multiscale Structural Similarity for Image
+    Quality Assessment", 2003.
+
+    Raises:
+        ValueError: for a picture below 7 x 7.
+    """
+    reference, picture = _pair(reference, picture, 0)
+    smallest = min(reference.shape[:2])
+    if smallest < 7:
+        raise ValueError(f"multi-scale SSIM needs pictures of 7 x 7 pixels, not {reference.shape}")
+    size = 11 if smallest >= 11 * 16 else 7
+    scales = min(5, int(np.log2(smallest // size)) + 1)
+    exponents = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333][:scales])
+    result = 1
+    for number, exponent in enumerate(exponents / exponents.sum(), start=1):
+        likeness, contrast = _structure(reference, picture, size)
+        result = result * np.maximum(likeness if number == scales else contrast, 0) ** exponent
+        reference, picture = _halved(reference), _halved(picture)
+    return float(result.mean())
+
+
+def _structure(x, y, size):
+    """SSIM and its contrast-structure factor, averaged over the valid windows: (C,) each."""
+    window = np.exp(-np.square(np.arange(size) - (size - 1) / 2) / (2 * 1.5**2))
+    window /= window.sum()
+    inside = slice(size // 2, -(size // 2))
+
+    def blur(z):
+        return correlate1d(correlate1d(z, window, 0), window, 1)[inside, inside]
+
+    means = blur(x) * blur(y)
+    squares = blur(x) ** 2 + blur(y) ** 2
+    contrast = (2 * (blur(x * y) - means) + 0.03**2) / (blur(x * x + y * y) - squares + 0.03**2)
+    likeness = contrast * (2 * means + 0.01**2) / (squares + 0.01**2)
+    return likeness.mean((0, 1)), contrast.mean((0, 1))
+
+
+def _halved(x):
+    """Means of 2 x 2 pixels; an odd last row or column is continued."""
+    x = np.pad(x, [(0, size % 2) for size in x.shape[:2]] + [(0, 0)], "symmetric")
+    return x.reshape(x.shape[0] // 2, 2, x.shape[1] // 2, 2, -1).mean((1, 3))
+
+
+def consistency(lr, sr):
+    """Mean squared error between LR and SR shrunk to it by MATLAB's bicubic, both in [0, 1].
+
+    Source: Saharia et al., "Image Super-Resolution via Iterative Refinement", 2021,
+    table 2.
+    """
+    lr, sr = _to_double(lr), _to_double(sr)
+    return float(np.mean(np.square(imresize(sr, lr.shape[0] / sr.shape[0]) - lr)))
+
+
+def diversity(samples):
+    """How much samples of one picture differ, (K, H, W, C): mean |a - b| over pairs, of 255 levels.
+
+    One sample alone gives zero.
+    """
+    levels = np.sort(_to_double(samples) * 255, axis=0)
+    count = len(levels)
+    # Sorted, each value is subtracted from the larger ones and has the smaller subtracted.
+    weights = 2 * np.arange(count) - count + 1
+    return float(np.tensordot(weights, levels, 1).mean() / max(1, count * (count - 1) / 2))
 
 
 def lr_psnr(hr, sr, scale):

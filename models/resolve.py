@@ -1,4 +1,8 @@
-"""Using a trained network: from an LR picture to an SR picture."""
+"""Using a trained network: from an LR picture to an SR picture.
+
+Networks of any size are run by `resolve` and `resolve_tiled`, networks of one size (see
+`lr_size`) by `models.sampler.Sampler`.
+"""
 
 from pathlib import Path
 
@@ -28,7 +32,8 @@ def load(path, precision="float32"):
     except Exception as error:  # Keras raises whatever the broken part raised
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"{path}: not a saved Keras model ({reason})") from None
-    if len(network.inputs) != 1 or network.inputs[0].ndim != 4 or network.input_shape[-1] not in (1, 3):
+    lr = network.inputs[0].shape
+    if len(lr) != 4 or lr[-1] not in (1, 3) or len(network.inputs) != 1 + (network.name == "pixel_recursive"):
         raise InputError(f"{path}: not a network from pictures of 1 or 3 channels to pictures")
     return at_precision(network, precision)
 
@@ -40,19 +45,29 @@ def at_precision(network, precision):
     8 bits of the picture survive bfloat16's 8 bits of mantissa.
     """
     policy = {"float32": "float32", "bfloat16": "mixed_bfloat16"}[precision]
-    last = {tensor._keras_history.operation.name for tensor in network.outputs}
-    config = network.get_config()
-    for layer in config["layers"]:
-        keep = layer["name"] in last or layer["class_name"] == "InputLayer"
-        if "dtype" in layer["config"] and not keep:
-            layer["config"]["dtype"] = policy
-    copy = type(network).from_config(config)
+    parts = [network, *(part for part in network.layers if isinstance(part, keras.Model))]
+    last = {id(tensor._keras_history.operation) for part in parts for tensor in part.outputs}
+
+    def clone(layer):
+        config = layer.get_config()
+        if "dtype" in config and not isinstance(layer, keras.layers.InputLayer):
+            config["dtype"] = "float32" if id(layer) in last else policy
+        return type(layer).from_config(config)
+
+    copy = keras.models.clone_model(network, clone_function=clone, recursive=True)
     copy.set_weights(network.get_weights())
     return copy
 
 
+def lr_size(network):
+    """Height and width of the LR that the network takes, or None for any."""
+    return network.inputs[0].shape[1]
+
+
 def scale_of(network):
     """How many times larger than its input the network's (last) output is."""
+    if lr_size(network):
+        return network.outputs[-1].shape[1] // lr_size(network)
     shape = network.compute_output_shape((1, 16, 16, network.input_shape[-1]))
     return (shape[-1] if isinstance(shape, list) else shape)[1] // 16
 

@@ -1,14 +1,23 @@
-"""datasets/catalogue.py and datasets/dead_leaves.py: where pictures come from."""
+"""datasets/catalogue.py and what it draws (dead_leaves.py, corners.py, plates.py)."""
+
+import contextlib
+import re
+import sys
+import types
 
 import numpy as np
 import pytest
+import scipy.ndimage
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from datasets.catalogue import load
+from datasets.catalogue import NAMES, TFDS, load
+from datasets.corners import CORNERS, corner_count, corner_of, in_corner
 from datasets.dead_leaves import dead_leaves
+from datasets.degradations import imresize
 from datasets.errors import InputError
 from datasets.pictures import write_picture
+from datasets.plates import plate
 
 
 @pytest.fixture
@@ -70,6 +79,118 @@ def test_dead_leaves_of_the_catalogue_are_split():
     assert (train.hr != test.hr).any()
 
 
+@pytest.fixture(scope="module")
+def corners():
+    """split -> Examples."""
+    return {split: list(load("corners", split)) for split in ("train", "test")}
+
+
+def test_corners_are_a_digit_in_one_corner_of_black(corners):
+    assert [len(corners[split]) for split in ("train", "test")] == [3000, 297]
+    for name, hr, lr in corners["train"] + corners["test"]:
+        assert (hr.shape, lr.shape, hr.dtype, lr.dtype) == ((16, 16, 1), (8, 8, 1), "uint8", "uint8")
+        (corner,) = (corner for corner in CORNERS if name.endswith(corner))
+        np.testing.assert_array_equal(hr, in_corner(lr, corner))
+        assert lr.max() > 200
+    assert max(example.lr.max() for example in corners["test"]) == 255
+
+
+def test_corners_are_the_same_every_time_and_split(corners):
+    for split, examples in corners.items():
+        for first, again in zip(examples[:20], load("corners", split, limit=20), strict=True):
+            assert first.name == again.name
+            np.testing.assert_array_equal(first.hr, again.hr)
+    train, test = ({example.lr.tobytes() for example in corners[split]} for split in ("train", "test"))
+    assert (len(train), len(test)) == (1500, 297)
+    assert not train & test
+
+
+def test_the_digit_does_not_tell_the_corner(corners):
+    places = {}
+    for example in corners["train"]:
+        places.setdefault(example.lr.tobytes(), set()).add(example.hr.tobytes())
+    assert {len(found) for found in places.values()} == {2}  # both corners, for every digit
+    top = np.array([example.name.endswith("top_left") for example in corners["test"]])
+    ink = np.array([example.lr.sum() for example in corners["test"]])
+    assert 0.4 < top.mean() < 0.6
+    assert abs(np.corrcoef(top, ink)[0, 1]) < 0.15
+    assert abs(np.corrcoef(top[1:], top[:-1])[0, 1]) < 0.15
+
+
+def test_truth_is_one_digit(corners):
+    for examples in corners.values():
+        hr, lr = (np.stack(pictures) for pictures in list(zip(*examples, strict=True))[1:])
+        assert (corner_count(hr, lr) == 1).all()
+        assert (corner_count(hr / 255, lr / 255) == 1).all()
+
+
+def test_what_is_not_one_digit_is_not_counted_as_one(corners, rng):
+    lr = np.stack([example.lr for example in corners["test"]])
+    both = np.zeros((len(lr), 16, 16, 1), "uint8")
+    for corner in CORNERS:
+        corner_of(both, corner)[:] = lr
+    assert (corner_count(both, lr) == 2).all()
+    assert (corner_count(both // 2, lr) == 2).all()  # what the mean square error leads to
+    assert (corner_count(both * 0, lr) == 0).all()
+    assert (corner_count(both[:, ::-1], lr) == 0).all()  # in the wrong corners
+    checkerboard = np.indices((16, 16, 1)).sum(0) % 2 == 0
+    assert (corner_count(both * checkerboard, lr) == 2).all()
+    # Each pixel drawn by itself, on or off
+    counts = np.concatenate([corner_count(both * (rng.random(both.shape) < 0.5), lr) for _ in range(20)])
+    assert (counts == 2).mean() > 0.995
+    assert (counts == 0).sum() == 0
+
+
+def test_one_digit_drawn_with_faults_is_one(corners, rng):
+    hr, lr = (np.stack(pictures) for pictures in list(zip(*corners["test"], strict=True))[1:])
+    noisy = np.clip(hr + rng.normal(0, 8, hr.shape), 0, 255)
+    assert (corner_count(noisy, lr) == 1).all()
+    assert (corner_count(hr * (rng.random(hr.shape) < 0.8), lr) == 1).all()
+
+
+@pytest.mark.parametrize(("split", "part"), [("train", "train[:5000]"), ("test", "test[:1000]")])
+def test_corners_of_mnist(tmp_path, split, part):
+    digits = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), "uint8")
+    with mocked(tmp_path, {"image": digits}) as asked:
+        examples = list(load("corners/mnist", split))
+    assert asked == [("mnist", part)]
+    assert len(examples) == (6 if split == "train" else 3)
+    for number, example in enumerate(examples):
+        np.testing.assert_array_equal(
+            example.lr, imresize(digits[number // 2 if split == "train" else number], 0.5))
+        assert (example.lr.shape, example.hr.shape) == ((14, 14, 1), (28, 28, 1))
+        assert corner_count(example.hr[None], example.lr[None]) == [1]
+
+
+def test_plates_are_drawn_the_same_from_the_same_seed():
+    splits = {split: list(load("plates", split, limit=6)) for split in ("train", "test")}
+    examples = splits["train"] + splits["test"]
+    assert len({example.name for example in examples}) == 12
+    assert len({example.hr.tobytes() for example in examples}) == 12
+    for _name, hr, lr in examples:
+        assert (hr.shape, hr.dtype, lr) == ((64, 64, 3), "uint8", None)
+    np.testing.assert_array_equal(splits["test"][1].hr, plate(2001))
+    assert len(list(load("plates", "test"))) == 200
+
+
+def test_plates_can_be_read():
+    parts = []
+    for seed in range(60):
+        picture = plate(seed)
+        assert (picture == picture[..., :1]).all()  # black on white
+        grey = picture[..., 0]
+        assert min(grey[0].min(), grey[-1].min(), grey[:, 0].min(), grey[:, -1].min()) > 250
+        parts.append(scipy.ndimage.label(grey < 128)[1])
+        assert 0.15 < (grey[14:50, 14:50] < 128).mean() < 0.5
+        # Two lines apart, also in a thumbnail
+        rows = imresize(picture, 0.5)[:, 8:24].mean((1, 2))
+        assert rows[12:20].max() > 240
+        assert max(rows[7:13].min(), rows[19:25].min()) < 215
+    # The frame and six characters, now and then two that touch
+    assert min(parts) >= 6
+    assert np.mean(np.array(parts) >= 7) > 0.9
+
+
 def test_folder_is_read_in_order(folder, photo):
     examples = list(load(folder))
     assert [example.name for example in examples] == ["b", "c", "a"]
@@ -122,39 +243,101 @@ def test_unknown_sources_are_named(source, message):
         list(load(source))
 
 
+def test_every_name_is_told():
+    for name in ("photos", "dead_leaves", "plates", "corners", "corners/mnist", "celeb_a", "lsun/bedroom",
+                 "cars196", "svhn_cropped", "div2k/bicubic_x2"):
+        assert name in NAMES
+        assert name in load.__doc__
+
+
+@pytest.mark.parametrize("name", ["photos", "corners", "celeb_a", "div2k"])
+def test_a_folder_comes_before_a_name(folder, monkeypatch, name):
+    monkeypatch.chdir(folder)
+    (folder / "sub").rename(name)
+    assert [example.name for example in load(name)] == ["a"]
+
+
 def test_empty_folder_is_named(tmp_path):
     with pytest.raises(InputError, match=f"^{tmp_path}: no pictures"):
         list(load(tmp_path))
 
 
-@pytest.mark.parametrize(("split", "part"), [("train", "train"), ("test", "validation")])
-def test_div2k_through_tensorflow_datasets(tmp_path, split, part):
+@contextlib.contextmanager
+def mocked(folder, arrays):
+    """TensorFlow Datasets without downloads: every dataset holds `arrays`; yields what is asked of it."""
     asked = []
 
     def as_dataset(builder, split, **kwargs):
-        asked.append((builder.builder_config.name, split))
-        hr = tf.random.stateless_uniform((3, 40, 60, 3), (0, 1), 0, 256, tf.int32)
-        return tf.data.Dataset.from_tensor_slices(
-            {"hr": tf.cast(hr, tf.uint8), "lr": tf.cast(hr[:, ::4, ::4], tf.uint8)}
-        )
+        asked.append((builder.info.full_name.rsplit("/", 1)[0], split))
+        return tf.data.Dataset.from_tensor_slices(arrays)
 
-    with tfds.testing.mock_data(as_dataset_fn=as_dataset, data_dir=tmp_path):
+    with tfds.testing.mock_data(as_dataset_fn=as_dataset, data_dir=folder):
+        yield asked
+
+
+@pytest.mark.parametrize(("split", "part"), [("train", "train"), ("test", "validation")])
+def test_div2k_through_tensorflow_datasets(tmp_path, rng, split, part):
+    hr = rng.integers(0, 256, (3, 40, 60, 3), "uint8")
+    with mocked(tmp_path, {"hr": hr, "lr": hr[:, ::4, ::4]}) as asked:
         examples = list(load("div2k/bicubic_x4", split))
-    assert asked == [("bicubic_x4", part)]
+    assert asked == [("div2k/bicubic_x4", part)]
     assert [example.name for example in examples] == [f"{part}_000{i}" for i in (1, 2, 3)]
-    for example in examples:
+    for number, example in enumerate(examples):
         assert example.hr.dtype == example.lr.dtype == "uint8"
-        np.testing.assert_array_equal(example.hr[::4, ::4], example.lr)
+        np.testing.assert_array_equal(example.hr, hr[number])
+        np.testing.assert_array_equal(example.lr, hr[number, ::4, ::4])
 
 
-def test_failed_download_says_what_to_fetch(monkeypatch):
+@pytest.mark.parametrize(
+    ("source", "split", "part"),
+    [("celeb_a", "train", "train"), ("celeb_a", "test", "test"), ("lsun/bedroom", "train", "train"),
+     ("lsun/bedroom", "test", "validation"), ("cars196", "test", "test"), ("svhn_cropped", "test", "test")],
+)
+def test_pictures_through_tensorflow_datasets(tmp_path, rng, monkeypatch, source, split, part):
+    monkeypatch.setitem(sys.modules, "tensorflow_io", types.ModuleType("tensorflow_io"))
+    pictures = rng.integers(0, 256, (3, 20, 30, 3), "uint8")
+    with mocked(tmp_path, {"image": pictures, "label": np.arange(3)}) as asked:
+        examples = list(load(source, split, limit=2))
+    assert asked == [(source, part)]
+    assert [example.name for example in examples] == [f"{part}_00000{i}" for i in (1, 2)]
+    for example, picture in zip(examples, pictures, strict=False):
+        assert (example.hr.dtype, example.lr) == ("uint8", None)
+        np.testing.assert_array_equal(example.hr, picture)
+
+
+def test_lsun_asks_for_what_it_needs_before_the_download(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorflow_io", None)
+    with mocked(tmp_path, {}), pytest.raises(InputError, match=r"^lsun/bedroom: .*tensorflow_io"):
+        list(load("lsun/bedroom"))
+
+
+FETCH = {
+    "div2k/bicubic_x2": ["DIV2K_train_LR_bicubic_X2.zip", "hr/ and lr/"],
+    "corners/mnist": ["train-images-idx3-ubyte.gz", "downloads/manual", "corners"],
+    "celeb_a": ["img_align_celeba.zip", "downloads/manual", "folder"],
+    "lsun/bedroom": ["46 GB", "folder"],
+    "cars196": ["cars_train.tgz", "downloads/manual", "folder"],
+    "svhn_cropped": ["train_32x32.mat", "downloads/manual"],
+}
+
+
+@pytest.mark.parametrize("source", FETCH)
+def test_failed_download_says_what_to_fetch(monkeypatch, source):
     def fails(*args, **kwargs):
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setattr(tfds, "builder", fails)
     with pytest.raises(InputError) as caught:
-        list(load("div2k/bicubic_x2"))
+        list(load(source))
     message = str(caught.value)
-    assert message.startswith("div2k/bicubic_x2: download failed (ConnectionError: no route to host)")
-    assert "DIV2K_train_LR_bicubic_X2.zip" in message
-    assert "hr/ and lr/" in message
+    name = {"corners/mnist": "mnist"}.get(source, source)
+    assert message.startswith(f"{name}: download failed (ConnectionError: no route to host); ")
+    assert "\n" not in message
+    for words in FETCH[source]:
+        assert words in message
+
+
+@pytest.mark.parametrize("source", ["celeb_a", "cars196", "svhn_cropped"])
+def test_files_to_fetch_are_those_that_tensorflow_datasets_looks_for(source):
+    told = re.findall(r"\w+\.(?:zip|txt|tgz|mat)\b", TFDS[source][1])
+    assert sorted(told) == sorted(info.filename for info in tfds.builder_cls(source).url_infos.values())

@@ -264,7 +264,7 @@ def test_early_stopping_ends_a_run_for_good(tiny, tmp_path, capsys):
         main("quick", tiny(epochs=9, steps=1, learning_rate=0.0, early_stopping=2))
         assert len(rows(tmp_path / "run")) == 3
     out = capsys.readouterr().out
-    assert "early stopping: no better PSNR for 2 epochs" in out
+    assert "early stopping: no better val_psnr_y for 2 epochs" in out
     assert "done already, after 3 of 9 epochs" in out
 
 

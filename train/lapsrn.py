@@ -27,7 +27,7 @@ from evaluate import evaluate, table
 from losses import Charbonnier, Perceptual
 from models import resolve
 from models.lapsrn import direct_residual, lapsrn
-from train.loop import RunSettings, fit
+from train.loop import PictureValidation, RunSettings, fit
 
 
 @dataclasses.dataclass
@@ -227,8 +227,8 @@ def main(preset: str, settings: Settings):
         degradation=settings.degradation, pyramid=settings.levels == "all", seed=settings.run.seed,
     )
     folder = fit(
-        lambda: trainer(settings), patches, val, settings, run=settings.run, paper="lapsrn",
-        preset=preset, epochs=settings.epochs, steps=settings.steps,
+        lambda: trainer(settings), patches, PictureValidation(val), settings, run=settings.run,
+        paper="lapsrn", preset=preset, epochs=settings.epochs, steps=settings.steps,
     )
     print(table(evaluate(resolve.load(folder / "model.keras"), test or val)))
 

@@ -7,6 +7,7 @@ A run is a folder::
     model.keras            the best network so far, without its trainer
     last.keras             the network after the last epoch
     backup.weights.h5      trainer and optimiser, to go on from
+    step_NUMBER.keras      the network at the steps that RunSettings.snapshots names
     samples/               LR, bicubic, SR and HR of the validation pictures, side by side
     tensorboard/           the log and the samples for TensorBoard
 
@@ -26,11 +27,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 import yaml
-from PIL import Image
 
 from datasets.degradations import imresize
 from datasets.errors import InputError
-from datasets.pictures import to_float, to_uint8, write_picture
+from datasets.pictures import contact_sheet, to_float, to_uint8, write_picture
 from metrics.image import quality
 from models.resolve import at_precision, resolve
 
@@ -50,7 +50,9 @@ class RunSettings:
     seed: int = 0
     """Of weights, patches and augmentation."""
     early_stopping: int = 0
-    """Stop after so many epochs without a better validation PSNR; 0: never."""
+    """Stop after so many epochs without a better validation score; 0: never."""
+    snapshots: tuple[int, ...] = ()
+    """Steps whose network is kept; each must end an epoch."""
 
 
 def strategy(replicas):
@@ -73,14 +75,18 @@ def strategy(replicas):
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(wanted)])
 
 
-def fit(build, patches, validation, settings, *, run, paper, preset, epochs, steps):
+def fit(build, batches, validation, settings, *, run, paper, preset, epochs, steps):
     """Train until `epochs` are done, going on from where the run in its folder stopped.
 
     Args:
         build: Function that returns a compiled trainer: a `keras.Model` with a
             `train_step` and a `network` to save.
-        patches: `datasets.Patches`.
-        validation: List of (name, LR, HR), uint8, measured after every epoch.
+        batches: `datasets.patches.Patches` or the like: `batch`, the size of a batch, and
+            `dataset(start)`.
+        validation: Called with the network after every epoch, such as
+            `PictureValidation`: returns a dict of scores and a picture of samples. Its
+            `key` names the score that the best epoch is chosen by, its `better` whether
+            `max` or `min` of it.
         settings: The whole settings dataclass, kept in the run's folder.
         run: `RunSettings`.
         paper: Name of the paper, for the default folder.
@@ -99,15 +105,17 @@ def fit(build, patches, validation, settings, *, run, paper, preset, epochs, ste
     keras.utils.set_random_seed(run.seed)
     keras.mixed_precision.set_dtype_policy(run.precision)
     distribution = strategy(run.replicas)
-    if patches.batch % distribution.num_replicas_in_sync:
+    if wrong := [step for step in run.snapshots if step % steps]:
+        raise InputError(f"run.snapshots: {wrong[0]} does not end an epoch of {steps} steps")
+    if batches.batch % distribution.num_replicas_in_sync:
         raise InputError(
-            f"batch: {patches.batch} does not divide by {distribution.num_replicas_in_sync} replicas"
+            f"batch: {batches.batch} does not divide by {distribution.num_replicas_in_sync} replicas"
         )
     with distribution.scope():
         trainer = build()
         trainer.optimizer.build(trainer.trainable_variables)
 
-    log = Log(folder / "log.csv")
+    log = Log(folder / "log.csv", validation.key, validation.better)
     if backup.exists():
         try:
             trainer.load_weights(backup)
@@ -122,9 +130,9 @@ def fit(build, patches, validation, settings, *, run, paper, preset, epochs, ste
     print(f"{folder}: {'going on after' if done else 'starting, done'} {done} of {epochs} epochs, "
           f"{distribution.num_replicas_in_sync} device(s), {run.precision}")
 
-    keeper = Keeper(folder, trainer, validation, log, run.early_stopping, steps)
+    keeper = Keeper(folder, trainer, validation, log, run, steps)
     trainer.fit(
-        patches.dataset(start=done * steps),
+        batches.dataset(start=done * steps),
         initial_epoch=done,
         epochs=epochs,
         steps_per_epoch=steps,
@@ -141,8 +149,8 @@ def fit(build, patches, validation, settings, *, run, paper, preset, epochs, ste
 class Log:
     """The run's CSV, one row an epoch, which can be cut back to an earlier epoch."""
 
-    def __init__(self, path):
-        self.path = path
+    def __init__(self, path, key, better=max):
+        self.path, self.key, self.better = path, key, better
         self.rows = []
 
     def rewind(self, epochs):
@@ -162,27 +170,50 @@ class Log:
             writer.writerows(self.rows)
         os.replace(part, self.path)
 
-    def best(self, key):
-        """(value, epochs since then) of the largest `key`, or (-inf, 0) in an empty log."""
-        values = [row.get(key, -math.inf) for row in self.rows]
-        if not values:
-            return -math.inf, 0
-        best = int(np.argmax(values))
-        return values[best], len(values) - 1 - best
-
     def stale(self, patience):
-        """Whether so many epochs brought no better validation PSNR; 0: never."""
-        return patience > 0 and self.best("val_psnr_y")[1] >= patience
+        """Whether so many epochs brought no better validation score; 0: never."""
+        values = [row[self.key] for row in self.rows]
+        if not patience or not values:
+            return False
+        return len(values) - 1 - values.index(self.better(values)) >= patience
+
+    def is_best(self):
+        """Whether the last row is better than every row before it."""
+        *before, last = [row[self.key] for row in self.rows]
+        return last not in before and last == self.better(*before, last, last)
+
+
+class PictureValidation:
+    """PSNR and SSIM of held-out pictures: list of (name, LR, HR), uint8."""
+
+    key, better = "val_psnr_y", staticmethod(max)
+
+    def __init__(self, pairs):
+        self.pairs = pairs
+
+    def __call__(self, network):
+        pictures = [resolve(network, lr) for _, lr, _ in self.pairs]
+        scores = [quality(hr, to_uint8(sr), hr.shape[0] // lr.shape[0])
+                  for (_, lr, hr), sr in zip(self.pairs, pictures, strict=True)]
+        contrast = np.mean([sr.std() / max(to_float(hr).std(), 1e-6)
+                            for (_, _, hr), sr in zip(self.pairs, pictures, strict=True)])
+        if contrast < 0.1:
+            print(f"ALARM: the output is almost constant ({contrast:.0%} of the contrast of HR): "
+                  "check that LR and HR belong together")
+        sheet = contact_sheet([panels(lr, to_uint8(sr), hr)
+                               for (_, lr, hr), sr in zip(self.pairs[:4], pictures, strict=False)])
+        return {f"val_{key}": float(np.mean([score[key] for score in scores]))
+                for key in ("psnr_y", "ssim_y")}, sheet
 
 
 class Keeper(keras.callbacks.Callback):
     """After every epoch: validate, log, save, draw samples, and stop what has failed."""
 
-    def __init__(self, folder, trainer, validation, log, patience, steps):
+    def __init__(self, folder, trainer, validation, log, run, steps):
         super().__init__()
         self.folder, self.network, self.validation = folder, trainer.network, validation
         self.copy = at_precision(trainer.network, "float32")  # what is measured and saved
-        self.log, self.patience, self.steps = log, patience, steps
+        self.log, self.run, self.steps = log, run, steps
         self.failure = None
         self.images = tf.summary.create_file_writer(str(folder / "tensorboard" / "samples"))
 
@@ -199,48 +230,35 @@ class Keeper(keras.callbacks.Callback):
             return
         seconds = time.perf_counter() - self.started
         self.copy.set_weights(self.network.get_weights())
-        pictures = [resolve(self.copy, lr) for _, lr, _ in self.validation]
-        scores = [quality(hr, to_uint8(sr), hr.shape[0] // lr.shape[0])
-                  for (_, lr, hr), sr in zip(self.validation, pictures, strict=True)]
-        logs["val_psnr_y"] = float(np.mean([score["psnr_y"] for score in scores]))
-        logs["val_ssim_y"] = float(np.mean([score["ssim_y"] for score in scores]))
-        if not math.isfinite(logs["val_psnr_y"]):
-            self.failure = f"the validation PSNR is {logs['val_psnr_y']} after epoch {epoch + 1}"
+        # With use_ema, the averages are measured and saved, not the weights of the last step.
+        self.model.optimizer.finalize_variable_values(self.copy.trainable_variables)
+        scores, sheet = self.validation(self.copy)
+        logs.update(scores)
+        if wrong := [key for key, value in scores.items() if not math.isfinite(value)]:
+            self.failure = f"{wrong[0]} is {scores[wrong[0]]} after epoch {epoch + 1}"
             self.model.stop_training = True
             return
-        contrast = np.mean([sr.std() / max(to_float(hr).std(), 1e-6)
-                            for (_, _, hr), sr in zip(self.validation, pictures, strict=True)])
-        if contrast < 0.1:
-            print(f"ALARM: the output is almost constant ({contrast:.0%} of the contrast of HR): "
-                  "check that LR and HR belong together")
 
-        best, _ = self.log.best("val_psnr_y")
-        row = {"epoch": epoch + 1, "step": (epoch + 1) * self.steps, "seconds": round(seconds, 2)}
+        step = (epoch + 1) * self.steps
+        row = {"epoch": epoch + 1, "step": step, "seconds": round(seconds, 2)}
         self.log.add({**row, **{key: round(float(value), 6) for key, value in logs.items()}})
-        if logs["val_psnr_y"] > best:
+        if self.log.is_best():
             save(self.copy, self.folder / "model.keras")
         save(self.copy, self.folder / "last.keras")
-        self._draw(epoch + 1, pictures)
+        if step in self.run.snapshots:
+            save(self.copy, self.folder / f"step_{step}.keras")
+        (self.folder / "samples").mkdir(exist_ok=True)
+        write_picture(self.folder / "samples" / f"epoch_{epoch + 1:04d}.png", sheet)
+        with self.images.as_default():
+            tf.summary.image("samples", sheet[None], step=epoch + 1)
+        self.images.flush()
         # The backup comes last: a run killed before this line repeats the epoch.
         part = self.folder / "backup.part.weights.h5"
         self.model.save_weights(part)
         os.replace(part, self.folder / "backup.weights.h5")
-        if self.log.stale(self.patience):
-            print(f"early stopping: no better PSNR for {self.patience} epochs")
+        if self.log.stale(self.run.early_stopping):
+            print(f"early stopping: no better {self.validation.key} for {self.run.early_stopping} epochs")
             self.model.stop_training = True
-
-    def _draw(self, epoch, pictures):
-        rows = [side_by_side(lr, to_uint8(sr), hr)
-                for (_, lr, hr), sr in zip(self.validation[:4], pictures, strict=False)]
-        width = max(row.shape[1] for row in rows)
-        sheet = np.concatenate(
-            [np.pad(row, ((0, 4), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows]
-        )
-        (self.folder / "samples").mkdir(exist_ok=True)
-        write_picture(self.folder / "samples" / f"epoch_{epoch:04d}.png", sheet)
-        with self.images.as_default():
-            tf.summary.image("lr_bicubic_sr_hr", sheet[None], step=epoch)
-        self.images.flush()
 
 
 def save(network, path):
@@ -250,16 +268,14 @@ def save(network, path):
     os.replace(part, path)
 
 
-def side_by_side(lr, sr, hr, size=192):
-    """Central crops of LR (pixels enlarged), bicubic, SR and HR in one row, RGB uint8."""
+def panels(lr, sr, hr, size=192):
+    """Central crops of LR (pixels enlarged), bicubic, SR and HR, uint8."""
     scale = hr.shape[0] // lr.shape[0]
     crop = min(size, *hr.shape[:2]) // scale * scale
     top, left = ((length - crop) // 2 // scale * scale for length in hr.shape[:2])
     nearest = lr.repeat(scale, 0).repeat(scale, 1)
-    panels = [nearest, imresize(lr, scale), sr, hr]
-    panels = [panel[top : top + crop, left : left + crop] for panel in panels]
-    panels = [np.asarray(Image.fromarray(p.squeeze()).convert("RGB")) for p in panels]
-    return np.concatenate([np.pad(p, ((0, 0), (0, 4), (0, 0)), constant_values=255) for p in panels], 1)
+    return [picture[top : top + crop, left : left + crop]
+            for picture in (nearest, imresize(lr, scale), sr, hr)]
 
 
 def _keep_settings(path, settings, begun):

@@ -1,0 +1,185 @@
+"""Training speed of pixel recursive super resolution against the same network and step in PyTorch.
+
+    python benchmarks/train_pixel_recursive.py
+
+A step is forward, CE(A + B) + CE(A), gradients and RMSProp, on one fixed batch of the
+`reported` preset. Ours runs the trainer's own compiled train function on a `tf.data`
+iterator, as `fit` does. All engines take turns.
+"""
+
+from commands import command  # first: it quietens TensorFlow
+
+# isort: split
+import dataclasses
+
+import keras
+import numpy as np
+import tensorflow as tf
+import torch
+from common import interleaved, peak_functions, randomise, save, table
+from sampler import multiply_adds
+from torch_lapsrn import to_torch
+from torch_pixel_recursive import PixelRecursive, check, cross_entropy
+
+from train.pixel_recursive import PRESETS, trainer
+
+FIRST = 3  # so many losses of every engine must agree before anything is timed
+
+
+def fixed_batch(settings, seed=0):
+    """(lr, hr): noise, whose values do not change the time of a step."""
+    rng, data = np.random.default_rng(seed), settings.data
+    lr = rng.random((settings.batch, data.size, data.size, data.channels), "float32")
+    size = data.size * data.scale
+    hr = rng.integers(0, 256, (settings.batch, size, size, data.channels)) / 255
+    return lr, hr.astype("float32")
+
+
+def keras_trainer(settings, precision):
+    """The trainer that `train/pixel_recursive.py` would build, at a precision."""
+    keras.utils.set_random_seed(0)
+    keras.mixed_precision.set_dtype_policy(precision)
+    model = trainer(settings)
+    keras.mixed_precision.set_dtype_policy("float32")
+    randomise(model.network)
+    return model
+
+
+def keras_step(settings, precision, batch):
+    """A function that does one training step of ours and returns its loss, in bits a sub-pixel."""
+    model = keras_trainer(settings, precision)
+    batches = iter(tf.data.Dataset.from_tensors(batch).cache().repeat().prefetch(2))
+    model.make_train_function()
+
+    def step():
+        # Metrics are means over the steps so far, and fit resets them every epoch.
+        model.reset_metrics()
+        return float(model.train_function(batches)["loss"])
+
+    return step
+
+
+def torch_step(network, settings, batch, channels_last=False, compiled=False, autocast=False):
+    """A function that does the same step in PyTorch and returns the same loss."""
+    model = PixelRecursive.from_keras(network).train()
+    if channels_last:
+        model = model.to(memory_format=torch.channels_last)
+    lr, hr = (to_torch(picture, channels_last) for picture in batch)
+    optimizer = torch.optim.RMSprop(model.parameters(), lr=settings.learning_rate, alpha=0.95, momentum=0.9,
+                                    eps=1e-8)
+    for parameter in model.parameters():  # the mean squared gradient starts as in ours
+        optimizer.state[parameter] = {
+            "step": torch.tensor(0.0), "momentum_buffer": torch.zeros_like(parameter),
+            "square_avg": torch.full_like(parameter, settings.accumulator),
+        }
+
+    def losses_of(lr, hr):
+        with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+            a, b = model(lr, hr)
+        a, b = a.float(), b.float()
+        return cross_entropy(a + b, hr), cross_entropy(a, hr)
+
+    forward = torch.compile(losses_of) if compiled else losses_of
+
+    def step():
+        optimizer.zero_grad(set_to_none=True)
+        both, conditioning = forward(lr, hr)
+        (both + conditioning).backward()
+        optimizer.step()
+        return both.item() / np.log(2)
+
+    return step
+
+
+def measure(settings, rounds, steps):
+    """The rows, and the machine's best rates at that time."""
+    batch = fixed_batch(settings)
+    network = keras_trainer(settings, "float32").network
+    print(f"logits agree to {check(network, *(picture[:2] for picture in batch)):.1e}")
+
+    def torch_engine(**kwargs):
+        return torch_step(network, settings, batch, **kwargs)
+
+    engines = {
+        "keras float32": keras_step(settings, "float32", batch),
+        "keras mixed_bfloat16": keras_step(settings, "mixed_bfloat16", batch),
+        "torch eager": torch_engine(),
+        "torch eager channels_last": torch_engine(channels_last=True),
+        "torch compiled": torch_engine(compiled=True),
+        "torch compiled channels_last": torch_engine(channels_last=True, compiled=True),
+        "torch eager bfloat16": torch_engine(channels_last=True, autocast=True),
+    }
+    first = {name: [step() for _ in range(FIRST)] for name, step in engines.items()}
+    ours = np.array(first["keras float32"])
+    for name, losses in first.items():
+        if (np.abs(losses - ours) > (2e-2 if "bfloat16" in name else 1e-4) * ours).any():
+            raise SystemExit(f"{name}: the first losses are {losses}, not {ours}: nothing to compare")
+
+    def several(step):
+        return lambda: [step() for _ in range(steps)]
+
+    seconds = interleaved({name: several(step) for name, step in engines.items()}, rounds)
+    seconds = {name: {key: s / steps for key, s in times.items()} for name, times in seconds.items()}
+    peaks = peak_functions()
+    peak_seconds = interleaved({name: function for name, (function, _) in peaks.items()}, 5)
+    peak = {name: flop / peak_seconds[name]["min"] / 1e9 for name, (_, flop) in peaks.items()}
+    best = min(s["median"] for name, s in seconds.items() if "torch" in name and "bfloat16" not in name)
+    # Gradients of weights and of features cost as much as the forward pass each. What a
+    # mask closes is computed too.
+    counts = multiply_adds(network, opened=False)
+    pixels = (settings.data.size * settings.data.scale) ** 2
+    work = 6 * settings.batch * (counts["conditioning"] + pixels * (counts["vertical"] + counts["horizontal"]))
+    rows = []
+    for name, s in seconds.items():
+        gflops = work / s["median"] / 1e9
+        dtype = "bfloat16" if "bfloat16" in name else "float32"
+        rows.append({
+            "engine": name, "step_seconds": s["median"], "step_seconds_min": s["min"],
+            "pictures_per_second": settings.batch / s["median"],
+            "over_best_torch_float32": best / s["median"],
+            "over_keras_float32": seconds["keras float32"]["median"] / s["median"],
+            "gflop_per_second": gflops, "of_peak_conv": gflops / peak[f"conv {dtype}"],
+            "of_peak_matmul": gflops / peak[f"matmul {dtype}"], "first_losses": first[name],
+        })
+    return rows, peak
+
+
+def main(
+    batch: int = 32,
+    rounds: int = 10,
+    steps: int = 1,
+    size: int = 8,
+    filters: int = 32,
+    blocks: int = 20,
+    head: int = 1024,
+    json: str = "train_pixel_recursive",
+):
+    """Training speed of pixel recursive super resolution against the same network and step in PyTorch.
+
+    Args:
+        batch: Pictures in a step.
+        rounds: How often every engine is timed.
+        steps: Steps that are timed together.
+        size: Height and width of LR; HR's are four times as large.
+        filters: Channels of both networks.
+        blocks: Gated blocks of the prior network.
+        head: Channels of its 1x1 convolution before the last.
+        json: Name of the result file in benchmarks/results.
+    """
+    reported = PRESETS["reported"][1]
+    settings = dataclasses.replace(
+        reported, batch=batch, data=dataclasses.replace(reported.data, size=size), filters=filters,
+        blocks=min(reported.blocks, blocks), prior_filters=filters, prior_blocks=blocks, prior_head=head,
+    )
+    rows, peak = measure(settings, rounds, steps)
+    print(table(rows, {
+        "engine": "", "step_seconds": ".3f", "pictures_per_second": ".1f", "over_best_torch_float32": ".2f",
+        "over_keras_float32": ".2f", "gflop_per_second": ".0f", "of_peak_conv": ".0%",
+        "of_peak_matmul": ".0%",
+    }))
+    save(json, rows, goal="keras float32 over_best_torch_float32 >= 1", peak_gflop_per_second=peak,
+         torch_threads=torch.get_num_threads(), settings=dataclasses.asdict(settings), timed_steps=steps)
+
+
+if __name__ == "__main__":
+    command(main)

@@ -1,0 +1,140 @@
+"""Pairs of whole small pictures, for networks that learn one kind of picture at one size."""
+
+from copy import copy
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from datasets.batches import numbered_batches
+from datasets.catalogue import load
+from datasets.degradations import imresize
+from datasets.errors import InputError
+from datasets.pictures import to_float
+
+Crop = Literal["centre", "face"]
+
+
+def square(picture, crop="centre"):
+    """Cut a square out of (H, W, C).
+
+    Args:
+        crop: `"centre"`: the largest square in the middle. `"face"`: the face of a picture
+            of CelebA's aligned set (178 x 218, or scaled): 128 / 178 of the width,
+            centred at 114 / 218 of the height.
+    """
+    height, width = picture.shape[:2]
+    side, middle = min(height, width), height / 2
+    if crop == "face":
+        side, middle = min(height, round(width * 128 / 178)), height * 114 / 218
+    top = min(max(0, round(middle - side / 2)), height - side)
+    left = (width - side) // 2
+    return picture[top : top + side, left : left + side]
+
+
+def thumbnail(picture, size, channels=3, crop="centre"):
+    """The square of (H, W, C) uint8, shrunk or enlarged: (size, size, channels) uint8."""
+    picture = square(_as_channels(picture, channels), crop)
+    return picture if len(picture) == size else imresize(picture, size / len(picture))
+
+
+def parts(source, held_out=None):
+    """Part a source of pictures in two: iterables of `catalogue.Example`, (training, held out).
+
+    Args:
+        source: See `catalogue.load`. The catalogue's names have a test split.
+        held_out: Of a folder, one picture in so many is held out; None: all.
+    """
+    if not Path(source).is_dir():
+        return load(source), load(source, "test")
+
+    def part(test):
+        for number, example in enumerate(load(source)):
+            if test == (held_out is None or number % held_out == 0):
+                yield example
+
+    return part(False), part(True)
+
+
+class Thumbnails:
+    """Deterministic random batches of (LR, HR) pairs of one size, all kept in memory.
+
+    HR is a picture's square, shrunk by MATLAB's bicubic; LR is made from HR the same
+    way, so that LR is a function of HR. Examples that bring their own LR keep both as
+    they are. Batch number n is a function of (pictures, seed, n) alone.
+
+    Args:
+        examples: Iterable of `datasets.catalogue.Example`.
+        size: Height and width of LR.
+        scale: HR's size over LR's.
+        channels: 3 for RGB, 1 for grey.
+        crop: See `square`.
+        batch: Pairs a batch.
+        flip: Mirror pairs left to right at random.
+        seed: Of the choice of pairs.
+
+    Attributes:
+        names: List of str.
+        lr: (N, size, size, channels) uint8.
+        hr: (N, scale * size, scale * size, channels) uint8.
+
+    Raises:
+        InputError: where a given pair has another size, or no picture is large enough.
+    """
+
+    def __init__(self, examples, size, scale, *, channels=3, crop="centre", batch=32, flip=False, seed=0):
+        self.batch, self.flip, self.seed = batch, flip, seed
+        self.names, lrs, hrs, small = [], [], [], 0
+        for example in examples:
+            if example.lr is None:
+                if min(example.hr.shape[:2]) < size * scale:
+                    small += 1
+                    continue
+                hr = thumbnail(example.hr, size * scale, channels, crop)
+                lr = imresize(hr, 1 / scale)
+            else:
+                hr, lr = (_as_channels(picture, channels) for picture in (example.hr, example.lr))
+            if lr.shape[:2] != (size, size) or hr.shape[:2] != (size * scale, size * scale):
+                raise InputError(
+                    f"{example.name}: expected LR of {size} x {size} and HR of {scale * size} x "
+                    f"{scale * size}, found {lr.shape[1]} x {lr.shape[0]} and {hr.shape[1]} x {hr.shape[0]}"
+                )
+            self.names.append(example.name)
+            lrs.append(lr)
+            hrs.append(hr)
+        if not lrs:
+            raise InputError(f"no picture is large enough: HR needs {size * scale} x {size * scale} pixels "
+                             f"({small} smaller pictures found)")
+        self.lr, self.hr = np.stack(lrs), np.stack(hrs)
+
+    def __len__(self):
+        return len(self.lr)
+
+    def __getitem__(self, some):
+        """The pairs of a slice, as `Thumbnails`."""
+        part = copy(self)
+        part.names, part.lr, part.hr = self.names[some], self.lr[some], self.hr[some]
+        return part
+
+    def batch_number(self, number):
+        """Batch `number`: (lr, hr), float32 in [0, 1]."""
+        rng = np.random.default_rng((self.seed, number))
+        chosen = rng.integers(len(self), size=self.batch)
+        mirrored = self.flip * rng.integers(2, size=self.batch)
+        return tuple(
+            to_float(np.where(mirrored[:, None, None, None], x[chosen, :, ::-1], x[chosen]))
+            for x in (self.lr, self.hr)
+        )
+
+    def dataset(self, start=0):
+        """An endless `tf.data.Dataset` of batches, from batch number `start` on."""
+        return numbered_batches(self.batch_number, start)
+
+
+def _as_channels(picture, channels):
+    if picture.shape[-1] == channels:
+        return picture
+    if channels == 3:
+        return np.repeat(picture, 3, -1)
+    # ITU-R 601-2, as Pillow's conversion to grey
+    return np.floor(picture @ np.array([[0.299], [0.587], [0.114]]) + 0.5).astype("uint8")

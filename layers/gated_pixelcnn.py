@@ -1,0 +1,159 @@
+"""The gated block of PixelCNN, in parallel over a picture and one row or pixel at a time."""
+
+import keras
+import numpy as np
+from keras import initializers, ops
+
+from layers.masked_conv import colour_mask
+
+
+@keras.saving.register_keras_serializable(package="superres")
+class GatedPixelCNNBlock(keras.layers.Layer):
+    """Gated convolution of a vertical and a horizontal stack: [v, h] -> [v, h].
+
+    The vertical stack sees the rows above. The horizontal stack sees, of its own row,
+    the pixels to the left and the earlier colours of its own pixel, and is told what
+    the vertical stack has found. Together they see every earlier sub-pixel within
+    reach, without a blind spot: the vertical stack is shifted down by one row in the
+    first block and never again. Its kernel holds `kernel_size // 2` rows (and the
+    current one after the first block), the horizontal one as many pixels and the
+    current one, so that no tap is computed to be masked away.
+
+    Both stacks are (B, H, W, filters); the first block (type A) takes the picture for
+    both. `call` computes a whole picture. A sampler, which knows the picture only up
+    to a pixel, calls `vertical` with the last rows, then `left` and `pixel` for one
+    pixel instead: the same weights on a smaller window.
+
+    Args:
+        filters: Channels of each stack.
+        kernel_size: Odd width of the window.
+        mask_type: `"A"` for the first block, whose input is the picture and which has
+            no residual connection; `"B"` for the others.
+        colours: Channels of the picture: 3 for RGB, 1 for grey.
+        kernel_initializer: Of all kernels.
+
+    Raises:
+        ValueError: for another mask type or an even kernel, and for a block of type B
+            that would change the number of channels.
+
+    Example:
+        >>> picture = keras.ops.ones((1, 32, 32, 3))
+        >>> v, h = GatedPixelCNNBlock(32, 7, mask_type="A")([picture, picture])
+        >>> v, h = GatedPixelCNNBlock(32, 5)([v, h])
+        >>> h.shape
+        (1, 32, 32, 32)
+
+    Source: van den Oord et al., "Conditional Image Generation with PixelCNN Decoders",
+    2016, section 2.2 and figure 2.
+    """
+
+    def __init__(self, filters, kernel_size, mask_type="B", colours=3,
+                 kernel_initializer="glorot_uniform", **kwargs):
+        super().__init__(**kwargs)
+        if mask_type not in ("A", "B"):
+            raise ValueError(f"mask_type must be 'A' or 'B', not {mask_type!r}")
+        if not kernel_size % 2:
+            raise ValueError(f"kernel_size must be odd, not {kernel_size}")
+        self.filters = filters
+        self.kernel_size = kernel_size
+        self.mask_type = mask_type
+        self.colours = colours
+        self.kernel_initializer = initializers.get(kernel_initializer)
+        self.past = kernel_size // 2  # rows above, and pixels to the left
+
+    def build(self, input_shape):
+        channels, filters = input_shape[0][-1], self.filters
+        if self.mask_type == "B" and channels != filters:
+            raise ValueError(f"a block of type B keeps its channels: expected {filters}, found {channels}")
+        rows = self.past + (self.mask_type == "B")
+
+        def kernel(name, *shape):
+            return self.add_weight(name=name, shape=shape, initializer=self.kernel_initializer.clone())
+
+        def bias(name, size):
+            return self.add_weight(name=name, shape=(size,), initializer="zeros")
+
+        self.vertical_kernel = kernel("vertical_kernel", rows, self.kernel_size, channels, 2 * filters)
+        self.vertical_bias = bias("vertical_bias", 2 * filters)
+        self.across_kernel = kernel("across_kernel", 2 * filters, 2 * filters)
+        self.horizontal_kernel = kernel("horizontal_kernel", 1, self.past + 1, channels, 2 * filters)
+        self.horizontal_bias = bias("horizontal_bias", 2 * filters)
+        self.output_kernel = kernel("output_kernel", filters, filters)
+        self.output_bias = bias("output_bias", filters)
+        mask = np.ones((1, self.past + 1, channels, 2 * filters), "float32")
+        mask[0, -1] = colour_mask(channels, 2 * filters, self.mask_type, self.colours, gates=2)
+        self._horizontal_mask = mask
+        self._output_mask = colour_mask(filters, filters, "B", self.colours)
+
+    def call(self, inputs):
+        v, h = inputs
+        # Type A stops one row earlier: the one shift of the vertical stack.
+        above = ops.pad(v, ((0, 0), (self.past, 0), (0, 0), (0, 0)))
+        v, context = self.vertical(above[:, :-1] if self.mask_type == "A" else above)
+        left = ops.pad(h, ((0, 0), (0, 0), (self.past, 0), (0, 0)))
+        kernel = ops.cast(self.horizontal_kernel * self._horizontal_mask, h.dtype)
+        return [v, self._finish(_convolve(left, kernel) + context, h)]
+
+    def vertical(self, rows):
+        """The vertical stack: (B, r + n - 1, W, C) -> (B, n, W, filters) and (B, n, W, 2 filters).
+
+        Each output row sees r input rows: r is `past`, and one more for type B. The
+        second output is what the horizontal stack is told about the rows above.
+        """
+        dtype = rows.dtype
+        rows = ops.pad(rows, ((0, 0), (0, 0), (self.past, self.past), (0, 0)))
+        features = _convolve(rows, ops.cast(self.vertical_kernel, dtype))
+        features = features + ops.cast(self.vertical_bias, dtype)
+        context = ops.tensordot(features, ops.cast(self.across_kernel, dtype), 1)
+        return _gate(features), context + ops.cast(self.horizontal_bias, dtype)
+
+    def left(self, pixels, context):
+        """First half of the horizontal stack at one pixel, before anything of the pixel is known.
+
+        Args:
+            pixels: (B, past, C), the features of the pixels to the left.
+            context: (B, 2 filters), what `vertical` tells about the rows above.
+
+        Returns:
+            (B, 2 filters), which `pixel` takes.
+        """
+        kernel = ops.cast(self.horizontal_kernel[0, :-1], pixels.dtype)
+        return context + ops.tensordot(pixels, kernel, 2)
+
+    def pixel(self, pixel, left):
+        """Second half of the horizontal stack at one pixel: (B, C), (B, 2 filters) -> (B, filters).
+
+        Each colour sees the features of the earlier ones (and, for type B, its own);
+        those of later colours may be anything finite.
+        """
+        kernel = ops.cast((self.horizontal_kernel * self._horizontal_mask)[0, -1], pixel.dtype)
+        return self._finish(left + ops.matmul(pixel, kernel), pixel)
+
+    def _finish(self, features, inputs):
+        """Gate, 1x1 convolution, residual connection."""
+        kernel = ops.cast(self.output_kernel * self._output_mask, features.dtype)
+        output = ops.tensordot(_gate(features), kernel, 1) + ops.cast(self.output_bias, features.dtype)
+        return output if self.mask_type == "A" else output + inputs
+
+    def compute_output_shape(self, input_shape):
+        return [(*shape[:-1], self.filters) for shape in input_shape]
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "filters": self.filters,
+            "kernel_size": self.kernel_size,
+            "mask_type": self.mask_type,
+            "colours": self.colours,
+            "kernel_initializer": initializers.serialize(self.kernel_initializer),
+        }
+
+
+def _convolve(features, kernel):
+    return ops.conv(features, kernel, padding="valid", data_format="channels_last")
+
+
+def _gate(features):
+    # TensorFlow's tanh is slower in bfloat16 than in float32, casts included.
+    tanh, sigmoid = ops.split(ops.cast(features, "float32"), 2, axis=-1)
+    return ops.cast(ops.tanh(tanh) * ops.sigmoid(sigmoid), features.dtype)

@@ -1,0 +1,85 @@
+"""Convolutions that see the past only: pixels in raster order, then colours R, G, B."""
+
+import keras
+import numpy as np
+from keras import ops
+
+
+def colour_groups(channels, colours=3, gates=1):
+    """Which colour each of `channels` feature maps belongs to: an integer vector.
+
+    The maps are split into `colours` runs as equal as can be: 32 gives 11 of R, 11 of
+    G and 10 of B. With gates, the maps consist of that many halves, each split so.
+    """
+    half = np.concatenate([np.full(len(part), colour) for colour, part in
+                           enumerate(np.array_split(np.arange(channels // gates), colours))])
+    return np.tile(half, gates)
+
+
+def colour_mask(inputs, outputs, mask_type, colours=3, gates=1):
+    """(inputs, outputs) mask of what one pixel's maps may see of the same pixel.
+
+    Type A, on the picture itself: earlier colours. Type B, on features: these and the
+    own colour. `gates` is the number of halves the outputs consist of.
+    """
+    seen, sees = colour_groups(inputs, colours)[:, None], colour_groups(outputs, colours, gates)[None]
+    return (seen < sees if mask_type == "A" else seen <= sees).astype("float32")
+
+
+@keras.saving.register_keras_serializable(package="superres")
+class MaskedConv2D(keras.layers.Conv2D):
+    """Causal convolution: (B, H, W, C) -> (B, H, W, filters).
+
+    An output sees the rows above, the pixels to the left, and of its own pixel the
+    earlier colours (type A) or also its own colour (type B). The mask is a constant
+    that multiplies the kernel at every use, so that no update of the kernel and no
+    loaded weight can open it.
+
+    Args:
+        filters: Channels of the output, split over the colours (see `colour_groups`).
+        kernel_size: Odd, or a pair of odd numbers.
+        mask_type: `"A"` for the first layer, whose input is the picture, `"B"` after it.
+        colours: Channels of the picture: 3 for RGB, 1 for grey.
+        **kwargs: Anything `keras.layers.Conv2D` takes but strides, padding, dilation
+            and groups.
+
+    Raises:
+        ValueError: for another mask type or an even kernel.
+
+    Example:
+        >>> MaskedConv2D(64, 7, mask_type="A")(keras.ops.ones((1, 32, 32, 3))).shape
+        (1, 32, 32, 64)
+
+    Source: van den Oord et al., "Pixel Recurrent Neural Networks", 2016, section 3.4.
+    """
+
+    def __init__(self, filters, kernel_size, mask_type="B", colours=3, **kwargs):
+        super().__init__(filters, kernel_size, padding="same", data_format="channels_last", **kwargs)
+        if mask_type not in ("A", "B"):
+            raise ValueError(f"mask_type must be 'A' or 'B', not {mask_type!r}")
+        if not all(size % 2 for size in self.kernel_size):
+            raise ValueError(f"kernel_size must be odd, not {self.kernel_size}")
+        self.mask_type = mask_type
+        self.colours = colours
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        (rows, columns), channels = self.kernel_size, input_shape[-1]
+        mask = np.zeros((rows, columns, channels, self.filters), "float32")
+        mask[: rows // 2] = 1
+        mask[rows // 2, : columns // 2] = 1
+        mask[rows // 2, columns // 2] = colour_mask(channels, self.filters, self.mask_type, self.colours)
+        self._mask = mask
+
+    def convolution_op(self, inputs, kernel):
+        return super().convolution_op(inputs, kernel * ops.cast(self._mask, kernel.dtype))
+
+    def masked_kernel(self):
+        """The kernel as it is used."""
+        return self.kernel * self._mask
+
+    def get_config(self):
+        config = super().get_config()
+        for fixed in ("strides", "padding", "dilation_rate", "groups", "data_format"):
+            config.pop(fixed)
+        return {**config, "mask_type": self.mask_type, "colours": self.colours}

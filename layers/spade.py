@@ -1,0 +1,156 @@
+"""Spatially adaptive denormalisation: normalisation undone as a picture tells."""
+
+import keras
+from keras import layers, ops
+
+from layers.spectral_conv import SpectralConv2D
+
+
+@keras.saving.register_keras_serializable(package="superres")
+class SPADE(keras.layers.Layer):
+    """norm(x) * (1 + gamma(s)) + beta(s): [x, s] -> the shape of x.
+
+    s, a picture of any size, is resized to x (nearest neighbour); a 3x3 convolution with
+    ReLU, then one 3x3 convolution each, make gamma and beta of it.
+
+    Args:
+        hidden: Channels between s and gamma, beta (`nhidden`, 128 in the paper).
+        norm: `"batch"`: over the batch and, in training on several devices, over all of
+            them; running averages at inference. `"instance"`: over each picture.
+        kernel_initializer: Of the convolutions.
+
+    Raises:
+        ValueError: for another norm.
+
+    Example:
+        >>> x, s = keras.ops.ones((1, 32, 32, 64)), keras.ops.ones((1, 8, 8, 3))
+        >>> SPADE(hidden=16)([x, s]).shape
+        (1, 32, 32, 64)
+
+    Source: Park et al., "Semantic Image Synthesis with Spatially-Adaptive
+    Normalization", CVPR 2019, section 3.1.
+    """
+
+    def __init__(self, hidden=128, norm="batch", kernel_initializer="glorot_uniform", **kwargs):
+        super().__init__(**kwargs)
+        if norm not in ("batch", "instance"):
+            raise ValueError(f"norm must be 'batch' or 'instance', not {norm!r}")
+        self.hidden = hidden
+        self.norm = norm
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+
+    def build(self, input_shape):
+        (*_, channels), (*batch, s_channels) = input_shape
+
+        def conv(filters, name, **kwargs):
+            return layers.Conv2D(filters, 3, padding="same", name=name, dtype=self.dtype_policy,
+                                 kernel_initializer=self.kernel_initializer.clone(), **kwargs)
+
+        self.normalize = (
+            layers.BatchNormalization(
+                center=False, scale=False, synchronized=True, dtype=self.dtype_policy)
+            if self.norm == "batch"
+            else layers.GroupNormalization(
+                -1, epsilon=1e-5, center=False, scale=False, dtype=self.dtype_policy)
+        )
+        self.shared = conv(self.hidden, "shared", activation="relu")
+        self.gamma = conv(channels, "gamma")
+        self.beta = conv(channels, "beta")
+        self.normalize.build(input_shape[0])
+        self.shared.build((*batch, s_channels))
+        self.gamma.build((*batch, self.hidden))
+        self.beta.build((*batch, self.hidden))
+
+    def call(self, inputs, training=False):
+        x, s = inputs
+        s = ops.image.resize(s, ops.shape(x)[1:3], interpolation="nearest", data_format="channels_last")
+        features = self.shared(s)
+        normalized = self.normalize(x, training=training) if self.norm == "batch" else self.normalize(x)
+        return normalized * (1 + self.gamma(features)) + self.beta(features)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape[0]
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "hidden": self.hidden,
+            "norm": self.norm,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+        }
+
+
+@keras.saving.register_keras_serializable(package="superres")
+class SPADEResBlock(keras.layers.Layer):
+    """Residual block with SPADE: [x, s] -> (B, H, W, filters).
+
+    SPADE, LeakyReLU of slope 0.2 and a 3x3 convolution, twice, added to x. Where x has
+    another number of channels, it goes through SPADE and a 1x1 convolution without bias.
+
+    Args:
+        filters: Channels of the output.
+        hidden: See `SPADE`.
+        norm: See `SPADE`.
+        spectral: Normalise the block's convolutions spectrally (`SpectralConv2D`).
+        kernel_initializer: Of all convolutions.
+
+    Source: Park et al. 2019, section 3.2 and figure 4.
+    """
+
+    def __init__(self, filters, hidden=128, norm="batch", spectral=True,
+                 kernel_initializer="glorot_uniform", **kwargs):
+        super().__init__(**kwargs)
+        self.filters = filters
+        self.hidden = hidden
+        self.norm = norm
+        self.spectral = spectral
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+
+    def build(self, input_shape):
+        x_shape, s_shape = input_shape
+        channels, between = x_shape[-1], min(x_shape[-1], self.filters)
+
+        def spade(name, width):
+            layer = SPADE(self.hidden, self.norm, self.kernel_initializer.clone(), name=name,
+                          dtype=self.dtype_policy)
+            layer.build([(*x_shape[:-1], width), s_shape])
+            return layer
+
+        def conv(name, width, filters, size, **kwargs):
+            layer = (SpectralConv2D if self.spectral else layers.Conv2D)(
+                filters, size, padding="same", name=name, dtype=self.dtype_policy,
+                kernel_initializer=self.kernel_initializer.clone(), **kwargs)
+            layer.build((*x_shape[:-1], width))
+            return layer
+
+        self.norm_0, self.conv_0 = spade("norm_0", channels), conv("conv_0", channels, between, 3)
+        self.norm_1, self.conv_1 = spade("norm_1", between), conv("conv_1", between, self.filters, 3)
+        self.norm_s = self.conv_s = None
+        if channels != self.filters:
+            self.norm_s = spade("norm_s", channels)
+            self.conv_s = conv("conv_s", channels, self.filters, 1, use_bias=False)
+
+    def call(self, inputs, training=False):
+        x, s = inputs
+
+        def convolve(conv, features):
+            return conv(features, training=training) if self.spectral else conv(features)
+
+        h = convolve(self.conv_0, ops.leaky_relu(self.norm_0([x, s], training=training), 0.2))
+        h = convolve(self.conv_1, ops.leaky_relu(self.norm_1([h, s], training=training), 0.2))
+        if self.conv_s is not None:
+            x = convolve(self.conv_s, self.norm_s([x, s], training=training))
+        return x + h
+
+    def compute_output_shape(self, input_shape):
+        return (*input_shape[0][:-1], self.filters)
+
+    def get_config(self):
+        return {
+            **super().get_config(),
+            "filters": self.filters,
+            "hidden": self.hidden,
+            "norm": self.norm,
+            "spectral": self.spectral,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+        }

@@ -1,0 +1,61 @@
+"""Convolution with spectral normalisation."""
+
+import keras
+from keras import ops
+
+
+@keras.saving.register_keras_serializable(package="superres")
+class SpectralConv2D(keras.layers.Conv2D):
+    """Convolution whose kernel is divided by its largest singular value.
+
+    The kernel is seen as a matrix (everything else, filters). Its largest singular
+    value sigma is estimated by one step of power iteration at every training step, from
+    a vector u that is kept as a weight; gradients flow through sigma but not through
+    the singular vectors. The kernel itself is what the optimiser sees.
+    (`keras.layers.SpectralNormalization` overwrites the kernel instead, and its
+    gradient leaves sigma out.)
+
+    Args:
+        *args, **kwargs: As for `keras.layers.Conv2D`.
+
+    Source: Miyato et al., "Spectral Normalization for Generative Adversarial
+    Networks", 2018, equation 8 and algorithm 1.
+    """
+
+    def build(self, input_shape):
+        super().build(input_shape)
+        self.u = self.add_weight(
+            name="u", shape=(self.filters,), trainable=False, aggregation="only_first_replica",
+            initializer=keras.initializers.RandomNormal(1.0),
+        )
+
+    def call(self, inputs, training=False):
+        if training:
+            self.u.assign(self._vectors()[1])
+        return super().call(inputs)
+
+    def convolution_op(self, inputs, kernel):
+        return super().convolution_op(inputs, kernel / ops.cast(self.sigma(), kernel.dtype))
+
+    def sigma(self):
+        """The kernel's largest singular value, as u has it."""
+        v, u = self._vectors()
+        return ops.sum(v * ops.matmul(self._matrix(), u))
+
+    def _matrix(self):
+        return ops.reshape(ops.convert_to_tensor(self.kernel), (-1, self.filters))
+
+    def _vectors(self):
+        """One step of power iteration from u: unit vectors v, u, no gradient through them."""
+        matrix = ops.stop_gradient(self._matrix())
+        v = ops.normalize(ops.matmul(matrix, ops.convert_to_tensor(self.u)))
+        u = ops.normalize(ops.matmul(v, matrix))
+        return v, u
+
+    def save_own_variables(self, store):
+        super().save_own_variables(store)
+        store["u"] = self.u
+
+    def load_own_variables(self, store):
+        super().load_own_variables({key: store[key] for key in ("0", "1")[: 1 + self.use_bias]})
+        self.u.assign(store["u"])

@@ -1,0 +1,165 @@
+"""Pixel recursive super resolution: a conditioning network and a PixelCNN, logits added.
+
+    p(y_i | x, y_<i) = softmax(A_i(x) + B_i(y_<i)),   i over rows, columns, then R, G, B
+
+A, the conditioning network, sees the LR picture x; B, the prior network, sees the HR
+picture's earlier sub-pixels. Each puts out 256 logits a sub-pixel.
+
+Sources: Dahl, Norouzi and Shlens, "Pixel Recursive Super Resolution", arXiv 1702.00783
+(the paper), section 3 and table 4; the report "Image Super-Resolution with pixel
+dependency", which puts SPADE in place of batch normalisation (section 3.4).
+"""
+
+import keras
+from keras import layers
+
+from datasets.errors import InputError
+from layers import GatedPixelCNNBlock, MaskedConv2D, SPADEResBlock
+
+NORMS = ("batch", "spade", "batch+lr")
+
+
+def conditioning_network(
+    size=8,
+    scale=4,
+    channels=3,
+    filters=32,
+    blocks=6,
+    norm="batch",
+    hidden=128,
+    spectral=True,
+    transpose_kernel=3,
+    head="softmax",
+    levels=256,
+    initializer="glorot_uniform",
+    name="conditioning",
+):
+    """Build A: LR (B, size, size, channels) in [0, 1] -> (B, HR, HR, channels, levels) logits.
+
+    `blocks` residual blocks at every resolution from LR's on, with a transposed
+    convolution of stride 2 between them.
+
+    Args:
+        size: Height and width of LR; None for any, with a Gaussian head.
+        scale: 2, 4 or 8.
+        channels: 3 for RGB, 1 for grey.
+        filters: Channels of every feature map.
+        blocks: Residual blocks at a resolution.
+        norm: `"batch"` (the paper), `"spade"` (the report: `SPADEResBlock`, told LR), or
+            `"batch+lr"`, which shows LR to every block too, by concatenation: the
+            control for what SPADE owes to seeing LR.
+        hidden: SPADE's hidden channels.
+        spectral: Normalise the convolutions of SPADE blocks spectrally.
+        transpose_kernel: Size of the transposed convolutions: 3, or 4 (the report).
+        head: `"softmax"`, or `"gaussian"`: the mean of a Gaussian for each sub-pixel,
+            (B, HR, HR, channels) in [0, 1], the paper's L2 regression baseline.
+        levels: Values that a sub-pixel can take.
+        initializer: Of all kernels.
+        name: The network's name.
+
+    Raises:
+        InputError: for another scale, norm or head.
+    """
+    if scale not in (2, 4, 8):
+        raise InputError(f"scale: must be 2, 4 or 8, not {scale}")
+    if norm not in NORMS:
+        raise InputError(f"norm: must be one of {', '.join(NORMS)}, not {norm}")
+    if head not in ("softmax", "gaussian"):
+        raise InputError(f"head: must be softmax or gaussian, not {head}")
+    initializer = keras.initializers.get(initializer)
+
+    def conv(filters, kernel_size, **kwargs):
+        return layers.Conv2D(filters, kernel_size, padding="same",
+                             kernel_initializer=initializer.clone(), **kwargs)
+
+    def residual_block(x, s):
+        if norm == "spade":
+            return SPADEResBlock(filters, hidden, spectral=spectral,
+                                 kernel_initializer=initializer.clone())([x, s])
+        h = layers.Concatenate()([x, s]) if norm == "batch+lr" else x
+        h = layers.BatchNormalization(synchronized=True)(conv(filters, 3)(h))
+        h = layers.ReLU()(h)
+        h = layers.BatchNormalization(synchronized=True)(conv(filters, 3)(h))
+        return layers.Add()([x, h])
+
+    lr = keras.Input((size, size, channels), name="lr")
+    centred = layers.Rescaling(1, -0.5)(lr)
+    x, factor = conv(filters, 1)(centred), 1
+    while True:
+        s = layers.UpSampling2D(factor)(centred) if factor > 1 else centred
+        for _ in range(blocks):
+            x = residual_block(x, s)
+        if factor == scale:
+            break
+        x = layers.Conv2DTranspose(filters, transpose_kernel, 2, "same",
+                                   kernel_initializer=initializer.clone())(x)
+        factor *= 2
+    if head == "gaussian":
+        return keras.Model(lr, layers.Rescaling(1, 0.5, dtype="float32")(conv(channels, 1)(x)), name=name)
+    logits = conv(channels * levels, 1)(x)
+    logits = layers.Reshape((size * scale, size * scale, channels, levels), name="logits")(logits)
+    return keras.Model(lr, logits, name=name)
+
+
+def prior_network(
+    size=32,
+    channels=3,
+    filters=32,
+    blocks=20,
+    kernel_size=5,
+    head=1024,
+    levels=256,
+    initializer="glorot_uniform",
+    name="prior",
+):
+    """Build B: HR (B, size, size, channels) in [0, 1] -> (B, size, size, channels, levels) logits.
+
+    The logits of a sub-pixel depend on the sub-pixels before it. A first block sees 7x7
+    pixels of the picture; the others kernel_size x kernel_size features each.
+
+    Args:
+        size: Height and width of HR.
+        channels: 3 for RGB, 1 for grey.
+        filters: Channels of each stack.
+        blocks: `GatedPixelCNNBlock`s of type B.
+        kernel_size: Their window.
+        head: Channels of the 1x1 convolution before the last.
+        levels: Values that a sub-pixel can take.
+        initializer: Of all kernels.
+        name: The network's name.
+    """
+    initializer = keras.initializers.get(initializer)
+
+    def block(kernel_size, mask_type, name):
+        return GatedPixelCNNBlock(filters, kernel_size, mask_type, channels,
+                                  kernel_initializer=initializer.clone(), name=name)
+
+    def conv(filters, **kwargs):
+        return MaskedConv2D(filters, 1, "B", channels, kernel_initializer=initializer.clone(), **kwargs)
+
+    hr = keras.Input((size, size, channels), name="hr")
+    y = layers.Rescaling(1, -0.5)(hr)
+    v, h = block(7, "A", "block_0")([y, y])
+    for i in range(blocks):
+        v, h = block(kernel_size, "B", f"block_{i + 1}")([v, h])
+    x = conv(head, activation="relu", name="head")(h)
+    x = conv(channels * levels, name="last")(x)
+    return keras.Model(hr, layers.Reshape((size, size, channels, levels), name="logits")(x), name=name)
+
+
+def pixel_recursive(conditioning, prior):
+    """Build the whole: [LR, HR] -> [A's logits, B's logits], whose sum are the model's.
+
+    Args:
+        conditioning: A `conditioning_network`.
+        prior: A `prior_network` of the same size and channels.
+
+    Raises:
+        InputError: where the two do not fit together.
+    """
+    if conditioning.output_shape != prior.output_shape:
+        raise InputError(f"conditioning network and prior network differ: logits of "
+                         f"{conditioning.output_shape[1:]} and {prior.output_shape[1:]}")
+    lr = keras.Input(conditioning.input_shape[1:], name="lr")
+    hr = keras.Input(prior.input_shape[1:], name="hr")
+    return keras.Model([lr, hr], [conditioning(lr), prior(hr)], name="pixel_recursive")

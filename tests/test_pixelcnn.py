@@ -1,0 +1,292 @@
+"""Pixel recursive networks: what sees what, that probabilities sum to one, sizes."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from datasets.errors import InputError
+from layers import GatedPixelCNNBlock, MaskedConv2D
+from layers.masked_conv import colour_groups, colour_mask
+from models import resolve
+from models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
+from train.pixel_recursive import PRESETS, PixelRecursiveTrainer
+
+GROUPS = {1: "0", 3: "012", 7: "0001122", 8: "00011122", 32: "0" * 11 + "1" * 11 + "2" * 10}
+
+
+def groups(channels, colours=3):
+    return [int(group) for group in GROUPS[channels]] if colours == 3 else [0] * channels
+
+
+def tiny(channels=3, size=3, levels=256, blocks=1, stddev=0.3):
+    """A recursive network for HR of 2 size x 2 size pixels."""
+    random = keras.initializers.RandomNormal(stddev=stddev)
+    return pixel_recursive(
+        conditioning_network(size, 2, channels, filters=6, blocks=1, levels=levels, initializer=random),
+        prior_network(2 * size, channels, 8, blocks, head=60, levels=levels, initializer=random))
+
+
+def in_state(network, state, folder):
+    """The network itself, after a step of training, or saved and loaded."""
+    if state == "trained":
+        random, before = np.random.default_rng(2), network.get_layer("prior").get_weights()
+        model = PixelRecursiveTrainer(network)
+        model.compile(keras.optimizers.SGD(0.1))
+        model.train_step([random.random((2, *shape[1:]), "float32") for shape in network.input_shape])
+        for old, new in zip(before, network.get_layer("prior").get_weights(), strict=True):
+            assert (old != new).any()
+    elif state == "loaded":
+        network.save(folder / "network.keras")
+        network = resolve.load(folder / "network.keras")
+    return network
+
+
+def dependencies(prior, picture):
+    """Boolean matrix: whether the logits of the sub-pixel of the row depend on the column's."""
+    pictures = tf.constant(np.repeat(picture[None], picture.size, 0))
+    with tf.GradientTape() as tape:
+        tape.watch(pictures)
+        logits = tf.reshape(prior(pictures), (picture.size, picture.size, -1))
+        mixture = np.random.default_rng(3).normal(size=logits.shape[-1]).astype("float32")
+        total = tf.einsum("iil,l->", logits, mixture)  # picture i's logits of sub-pixel i
+    return tape.gradient(total, pictures).numpy().reshape(picture.size, -1) != 0
+
+
+# ------------------------------------------------------------------ layers
+
+
+@pytest.mark.parametrize("mask_type", ["A", "B"])
+@pytest.mark.parametrize(
+    ("colours", "inputs", "outputs"), [(1, 1, 3), (1, 7, 8), (3, 3, 7), (3, 32, 8), (3, 7, 32)])
+def test_masked_convolution_sums_over_the_past_only(rng, mask_type, colours, inputs, outputs):
+    x = rng.normal(size=(4, 5, inputs)).astype("float32")
+    layer = MaskedConv2D(outputs, (3, 5), mask_type, colours, bias_initializer="normal")
+    actual = layer(x[None])[0]
+    kernel, bias = layer.get_weights()
+    seen, sees = np.array(groups(inputs, colours)), np.array(groups(outputs, colours))
+    same = seen[:, None] < sees if mask_type == "A" else seen[:, None] <= sees
+    expected = np.zeros((4, 5, outputs)) + bias
+    for r, c in np.ndindex(4, 5):
+        for i, j in np.ndindex(4, 5):
+            if abs(i - r) <= 1 and abs(j - c) <= 2 and (i, j) <= (r, c):
+                tap = kernel[i - r + 1, j - c + 2]
+                expected[r, c] += x[i, j] @ (tap * same if (i, j) == (r, c) else tap)
+    np.testing.assert_allclose(actual, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("mask_type", "inputs"), [("A", 3), ("B", 7)])
+def test_masked_convolution_is_a_good_layer(run_layer_test, mask_type, inputs):
+    run_layer_test(
+        MaskedConv2D, {"filters": 8, "kernel_size": 3, "mask_type": mask_type, "activation": "relu"},
+        (2, 5, 7, inputs), (2, 5, 7, 8), weights=(9 * inputs + 1) * 8,
+    )
+
+
+def test_colours_of_feature_maps_survive_the_gate():
+    assert colour_groups(32).tolist() == groups(32)
+    assert colour_groups(64, gates=2).tolist() == groups(32) * 2
+    one_half = colour_mask(8, 32, "A")
+    np.testing.assert_array_equal(colour_mask(8, 64, "A", gates=2), np.concatenate([one_half] * 2, 1))
+
+
+@pytest.mark.parametrize(("mask_type", "channels", "rows"), [("A", 3, 2), ("B", 8, 3)])
+def test_gated_block_is_a_good_layer(tmp_path, rng, mask_type, channels, rows):
+    arguments = {"filters": 8, "kernel_size": 5, "mask_type": mask_type, "kernel_initializer": "he_normal"}
+    v, h = (rng.random((2, 6, 7, channels), "float32") for _ in range(2))
+    layer = GatedPixelCNNBlock(**arguments)
+    expected = layer([v, h])
+    assert [out.shape for out in expected] == [(2, 6, 7, 8)] * 2
+    assert layer.compute_output_shape([v.shape, h.shape]) == [(2, 6, 7, 8)] * 2
+    # Vertical, across, horizontal, output.
+    assert layer.count_params() == (5 * rows * channels + 1) * 16 + 16 * 16 + (3 * channels + 1) * 16 + 9 * 8
+    config = layer.get_config()
+    assert GatedPixelCNNBlock.from_config(config).get_config() == config
+
+    inputs = [keras.Input((None, None, channels)) for _ in range(2)]
+    network = keras.Model(inputs, GatedPixelCNNBlock.from_config(config)(inputs))
+    assert [out.shape for out in network.outputs] == [(None, None, None, 8)] * 2
+    network.set_weights(layer.get_weights())
+    network.save(tmp_path / "block.keras")
+    again = keras.saving.load_model(tmp_path / "block.keras")
+    for one, two, three in zip(expected, network([v, h]), again([v, h]), strict=True):
+        np.testing.assert_array_equal(one, two)
+        np.testing.assert_array_equal(two, three)
+
+    network.compile("sgd", "mse", run_eagerly=True)
+    network.train_on_batch([v, h], [np.ones((2, 6, 7, 8))] * 2)
+    for old, new in zip(layer.get_weights(), network.get_weights(), strict=True):
+        assert (old != new).any()
+
+    mixed = GatedPixelCNNBlock(**arguments, dtype="mixed_bfloat16")
+    mixed.build([v.shape, h.shape])
+    mixed.set_weights(layer.get_weights())
+    for one, two in zip(expected, mixed([v, h]), strict=True):
+        assert keras.backend.standardize_dtype(two.dtype) == "bfloat16"
+        np.testing.assert_allclose(one, np.asarray(two, "float32"), atol=0.1)
+    assert all(weight.dtype == "float32" for weight in mixed.weights)
+
+
+@pytest.mark.parametrize("colours", [1, 3])
+@pytest.mark.parametrize("mask_type", ["A", "B"])
+def test_gated_block_row_by_row_and_pixel_by_pixel(rng, randomize, mask_type, colours):
+    channels = colours if mask_type == "A" else 8
+    v, h = (rng.normal(size=(2, 6, 7, channels)).astype("float32") for _ in range(2))
+    block = GatedPixelCNNBlock(8, 5, mask_type, colours)
+    block.build([v.shape, h.shape])
+    whole_v, whole_h = randomize(block, 0.3)([v, h])
+    seen, sees = np.array(groups(channels, colours)), np.array(groups(8, colours))
+    above = np.pad(v, ((0, 0), (2, 0), (0, 0), (0, 0)))
+    left = np.pad(h, ((0, 0), (0, 0), (2, 0), (0, 0)))
+    for r in range(6):
+        row_v, context = block.vertical(above[:, r : r + (2 if mask_type == "A" else 3)])
+        np.testing.assert_allclose(row_v[:, 0], whole_v[:, r], atol=1e-5)
+        for c in range(7):
+            before = block.left(left[:, r, c : c + 2], context[:, 0, c])
+            for colour in range(colours):
+                # What is drawn after this colour is not known yet.
+                known = seen < colour if mask_type == "A" else seen <= colour
+                pixel = np.where(known, h[:, r, c], rng.normal(0, 100, (2, channels)).astype("float32"))
+                own = sees == colour
+                np.testing.assert_allclose(np.asarray(block.pixel(pixel, before))[:, own],
+                                           np.asarray(whole_h)[:, r, c][:, own], atol=1e-5)
+
+
+@pytest.mark.parametrize("layer", [MaskedConv2D, GatedPixelCNNBlock])
+def test_layers_refuse_other_masks_and_even_kernels(layer):
+    with pytest.raises(ValueError, match="mask_type must be 'A' or 'B', not 'C'"):
+        layer(6, 3, mask_type="C")
+    with pytest.raises(ValueError, match="kernel_size must be odd, not "):
+        layer(6, 4)
+
+
+def test_block_of_type_b_keeps_its_channels():
+    with pytest.raises(ValueError, match="keeps its channels: expected 8, found 6"):
+        GatedPixelCNNBlock(8, 5)([np.zeros((1, 4, 4, 6))] * 2)
+
+
+# ------------------------------------------------------------------ what sees what
+
+
+@pytest.mark.parametrize("state", ["random", "trained", "loaded"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_logits_depend_on_all_earlier_sub_pixels_and_on_no_other(rng, tmp_path, channels, state):
+    prior = in_state(tiny(channels), state, tmp_path).get_layer("prior")
+    picture = rng.random((6, 6, channels), "float32")
+    np.testing.assert_array_equal(dependencies(prior, picture), np.tri(picture.size, k=-1, dtype=bool))
+
+
+@pytest.mark.parametrize("blocks", [0, 1, 2])
+def test_there_is_no_blind_spot_within_reach(rng, blocks):
+    # 3 pixels up, left and right for the first block, 2 for each other.
+    reach, prior = 3 + 2 * blocks, tiny(1, 5, 8, blocks).get_layer("prior")
+    actual = dependencies(prior, rng.random((10, 10, 1), "float32"))
+    rows, columns = np.divmod(np.arange(100), 10)
+    near = (abs(np.subtract.outer(rows, rows)) <= reach) & (abs(np.subtract.outer(columns, columns)) <= reach)
+    np.testing.assert_array_equal(actual, near & np.tri(100, k=-1, dtype=bool))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("pixel", [0, 9, 22])
+def test_the_future_may_hold_anything(rng, channels, pixel):
+    prior = tiny(channels).get_layer("prior")
+    picture = rng.random((36, channels), "float32")
+    expected = np.asarray(prior(picture.reshape(1, 6, 6, -1))).reshape(36 * channels, -1)
+    for colour in range(channels):
+        poisoned = picture.copy()
+        poisoned[pixel + 1 :] = np.nan  # later pixels are not even read
+        poisoned[pixel, colour:] = 1e6  # later colours of the pixel are multiplied by zero
+        actual = np.asarray(prior(poisoned.reshape(1, 6, 6, -1))).reshape(36 * channels, -1)
+        known = pixel * channels + colour + 1
+        np.testing.assert_allclose(actual[:known], expected[:known], atol=1e-5)
+        assert np.isnan(actual[-channels:]).all()
+
+
+def test_probabilities_of_all_pictures_sum_to_one(rng):
+    network = tiny(size=1, levels=3, stddev=1)
+    conditioning, prior = network.get_layer("conditioning"), network.get_layer("prior")
+    a = conditioning(rng.random((1, 1, 1, 3), "float32"))
+    # Every picture of 2 x 2 RGB pixels of three levels, 3^12; the last nine sub-pixels in one batch.
+    ends = np.stack(np.unravel_index(np.arange(3**9), (3,) * 9), -1)
+
+    @tf.function
+    def likelihoods(start):
+        levels = tf.concat([tf.repeat(start[None], len(ends), 0), ends], 1)
+        b = prior(tf.reshape(tf.cast(levels, "float32") / 2, (-1, 2, 2, 3)))
+        chosen = tf.one_hot(tf.reshape(levels, (-1, 2, 2, 3)), 3)
+        return [tf.exp(tf.reduce_sum(tf.cast(tf.nn.log_softmax(logits) * chosen, "float64"), (1, 2, 3, 4)))
+                for logits in (b, a + b)]
+
+    both = np.stack([likelihoods(tf.constant(start)) for start in np.ndindex(3, 3, 3)])
+    np.testing.assert_allclose(both.sum((0, 2)), 1, atol=1e-5)
+    assert both.max() > 30 / 3**12  # far from uniform
+
+
+def test_a_picture_does_not_depend_on_the_batch_at_inference(rng):
+    network = tiny()
+    lr, hr = rng.random((4, 3, 3, 3), "float32"), rng.random((4, 6, 6, 3), "float32")
+    for whole, alone in zip(network([lr, hr]), network([lr[2:3], hr[2:3]]), strict=True):
+        np.testing.assert_allclose(whole[2:3], alone, atol=1e-5)
+
+
+# ------------------------------------------------------------------ networks
+
+
+def conv(size, inputs, outputs):
+    return (size**2 * inputs + 1) * outputs
+
+
+def spade(channels, hidden):
+    return conv(3, 3, hidden) + 2 * conv(3, hidden, channels)
+
+
+def conditioning(filters, block, transpose_kernel=3):
+    """First layer, 6 blocks at 3 resolutions, two transposed convolutions between, logits."""
+    return (conv(1, 3, filters) + 18 * block + 2 * conv(transpose_kernel, filters, filters)
+            + conv(1, filters, 3 * 256))
+
+
+@pytest.mark.parametrize(("arguments", "expected", "literal"), [
+    ({}, conditioning(32, 2 * (conv(3, 32, 32) + 2 * 32)), 379_200),
+    ({"norm": "batch+lr"}, conditioning(32, conv(3, 32 + 3, 32) + conv(3, 32, 32) + 4 * 32), 394_752),
+    ({"norm": "spade", "transpose_kernel": 4},
+     conditioning(32, 2 * (conv(3, 32, 32) + 77_376), 4), 3_176_768),
+    ({name: getattr(PRESETS["improved-spade"][1], name)
+      for name in ("norm", "filters", "hidden", "spectral", "blocks", "transpose_kernel")},
+     conditioning(24, 2 * (conv(3, 24, 24) + spade(24, 10))), 384_528),
+])
+def test_parameters_of_conditioning_networks(arguments, expected, literal):
+    assert spade(32, 128) == 77_376
+    trainable = conditioning_network(**arguments).trainable_weights
+    assert sum(int(np.prod(weight.shape)) for weight in trainable) == expected == literal
+
+
+def test_parameters_of_the_prior_network():
+    def block(rows, columns, inputs):
+        # Vertical rows x columns, across, horizontal: half of the columns and the current one; output.
+        return ((rows * columns * inputs + 1) * 64 + 64 * 64 + ((columns // 2 + 1) * inputs + 1) * 64
+                + conv(1, 32, 32))
+
+    expected = block(3, 7, 3) + 20 * block(3, 5, 32) + conv(1, 32, 1024) + conv(1, 1024, 3 * 256)
+    assert prior_network().count_params() == expected == 1_673_952
+
+
+@pytest.mark.parametrize("norm", ["batch", "spade", "batch+lr"])
+@pytest.mark.parametrize("scale", [2, 4])
+def test_conditioning_networks_make_logits_and_means(rng, norm, scale):
+    arguments = {"scale": scale, "channels": 1, "filters": 4, "blocks": 1, "norm": norm, "hidden": 3}
+    assert conditioning_network(3, **arguments).output_shape == (None, 3 * scale, 3 * scale, 1, 256)
+    mean = conditioning_network(None, head="gaussian", **arguments)
+    assert mean(rng.random((2, 4, 5, 1), "float32")).shape == (2, 4 * scale, 5 * scale, 1)
+
+
+@pytest.mark.parametrize(("build", "message"), [
+    (lambda: conditioning_network(scale=3), "scale: must be 2, 4 or 8, not 3"),
+    (lambda: conditioning_network(norm="layer"), r"norm: must be one of batch, spade, batch\+lr, not layer"),
+    (lambda: conditioning_network(head="l1"), "head: must be softmax or gaussian, not l1"),
+    (lambda: pixel_recursive(conditioning_network(2, 2, filters=2, blocks=0), prior_network(5, 3, 3, 0)),
+     r"differ: logits of \(4, 4, 3, 256\) and \(5, 5, 3, 256\)"),
+])
+def test_impossible_networks_are_refused(build, message):
+    with pytest.raises(InputError, match=message):
+        build()

@@ -1,0 +1,287 @@
+"""Train pixel recursive super resolution, with batch normalisation or SPADE.
+
+    python train/pixel_recursive.py reported --data.source FOLDER --data.crop face
+    python train/pixel_recursive.py improved --data.source FOLDER --data.crop face
+    python train/pixel_recursive.py corners      the paper's toy proof, no data needed
+    python train/pixel_recursive.py quick        minutes on two CPU cores, no data needed
+
+Sources: Dahl, Norouzi and Shlens, "Pixel Recursive Super Resolution", arXiv 1702.00783
+(the paper), and the report "Image Super-Resolution with pixel dependency", whose
+sections the comments name.
+"""
+
+from commands import command  # first: it quietens TensorFlow
+
+# isort: split
+import dataclasses
+from itertools import chain
+from typing import Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+from keras import ops
+
+from datasets.errors import InputError
+from datasets.pictures import write_picture
+from datasets.thumbnails import Crop, Thumbnails, parts
+from evaluate import evaluate_thumbnails, likelihood, sample_quality, thumbnail_sheet, thumbnail_table
+from losses import cross_entropy
+from models import resolve
+from models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
+from models.sampler import Sampler
+from train.loop import RunSettings, fit
+
+
+@dataclasses.dataclass
+class Data:
+    """Pictures."""
+
+    source: tuple[str, ...] = ("celeb_a",)
+    """Where they come from: folders or names of the catalogue."""
+    crop: Crop = "face"
+    """The square that is cut out: the largest in the middle, or the face of an aligned CelebA picture."""
+    size: int = 8
+    """Height and width of LR."""
+    scale: Literal[2, 4, 8] = 4
+    """HR's size over LR's."""
+    channels: Literal[1, 3] = 3
+    """3: RGB; 1: grey."""
+    flip: bool = False
+    """Mirror pictures left to right at random."""
+    held_out: int = 10
+    """Of folders, which have no test split: one picture in so many is held out."""
+    val_pictures: int = 100
+    """So many of the held-out pictures are measured after every epoch; the others at the end."""
+
+
+@dataclasses.dataclass
+class Settings:
+    """Pixel recursive super resolution."""
+
+    data: Data = dataclasses.field(default_factory=Data)
+
+    # Networks (3.3, 3.4)
+    model: Literal["recursive", "independent", "regression"] = "recursive"
+    """The sum of both networks; the conditioning network alone, each sub-pixel drawn by
+    itself; or the mean of a Gaussian for each sub-pixel."""
+    filters: int = 32
+    """Channels of the conditioning network."""
+    blocks: int = 6
+    """Its residual blocks at each resolution."""
+    norm: Literal["batch", "spade", "batch+lr"] = "batch"
+    """What stands after its convolutions; batch+lr also shows LR to each block."""
+    hidden: int = 128
+    """SPADE's hidden channels."""
+    spectral: bool = True
+    """Spectral normalisation of the convolutions in SPADE blocks."""
+    transpose_kernel: int = 3
+    """Size of its transposed convolutions."""
+    prior_filters: int = 32
+    """Channels of each stack of the prior network."""
+    prior_blocks: int = 20
+    """Its gated blocks."""
+    prior_head: int = 1024
+    """Channels of its 1x1 convolution before the last."""
+    initializer: Literal["truncated_normal", "glorot_uniform"] = "glorot_uniform"
+    """Of all kernels; truncated_normal: of standard deviation 0.1."""
+
+    # Loss: CE(A + B) + w CE(A)
+    conditioning_weight: tuple[float, float] = (1.0, 1.0)
+    """w at the start, and after `conditioning_steps`; linear between."""
+    conditioning_steps: int = 4000
+    """When w has come to its second value."""
+
+    # Optimisation (4.2)
+    batch: int = 32
+    """Pictures a batch, over all devices together."""
+    learning_rate: float = 4e-4
+    """RMSProp's at the start."""
+    accumulator: float = 1.0
+    """RMSProp's mean squared gradient at the start: 1 in TensorFlow 1, 0 in Keras."""
+    decay: float = 0.5
+    """What the learning rate is multiplied by after every `decay_steps`."""
+    decay_steps: int = 500_000
+    """Steps at one learning rate."""
+    epochs: int = 16
+    """Epochs of `steps` steps."""
+    steps: int = 250
+    """Steps an epoch."""
+
+    run: RunSettings = dataclasses.field(default_factory=RunSettings)
+
+
+# The checkpoints of the report's tables 2 and 3.
+CHECKPOINTS = (2000, 4000, 8000, 12000, 16000, 19000, 20000, 24000)
+REPORTED = Settings(initializer="truncated_normal", epochs=38, steps=500,
+                    run=RunSettings(snapshots=CHECKPOINTS))
+IMPROVED = dataclasses.replace(
+    REPORTED, data=Data(flip=True), initializer="glorot_uniform", conditioning_weight=(1.0, 0.25), batch=16,
+    accumulator=0.0, decay=0.25, decay_steps=1500, epochs=16, steps=250,
+    run=RunSettings(precision="mixed_bfloat16", snapshots=CHECKPOINTS),
+)
+CORNERS = dataclasses.replace(
+    IMPROVED, data=Data(source=("corners",), scale=2, channels=1), blocks=2, prior_filters=24, prior_blocks=8,
+    prior_head=128, conditioning_weight=(1.0, 1.0), epochs=8, steps=100, run=RunSettings(),
+)
+QUICK = dataclasses.replace(
+    IMPROVED, data=Data(source=("plates",), crop="centre"), blocks=1, prior_blocks=4, prior_head=128,
+    epochs=4, steps=60, run=RunSettings(),
+)
+PRESETS = {
+    "reported": ("The paper's network, as the report trained it.", REPORTED),
+    "reported-spade": ("The report's: SPADE with spectral normalisation, 4x4 transposed convolutions.",
+                       dataclasses.replace(REPORTED, norm="spade", transpose_kernel=4)),
+    "improved": ("As shipped: a learning rate that falls, CE(A) weighted less and less.", IMPROVED),
+    "improved-spade": ("The same with SPADE, at as many parameters as batch normalisation.",
+                       dataclasses.replace(IMPROVED, norm="spade", filters=24, hidden=10, spectral=False)),
+    "regression": ("The paper's L2 baseline.", dataclasses.replace(IMPROVED, model="regression")),
+    "corners": ("The paper's toy proof: a digit in one of two corners, which LR does not tell.", CORNERS),
+    "quick": ("A small network on drawn licence plates.", QUICK),
+}
+
+
+class RMSprop(keras.optimizers.RMSprop):
+    """RMSProp whose mean squared gradient starts at `accumulator`.
+
+    TensorFlow 1 starts it at one, Keras at zero. From zero the first step is
+    1 / sqrt(1 - rho) times the learning rate, whatever the gradient; from one, steps grow
+    from learning rate times gradient, over a few hundred steps.
+
+        ms <- rho ms + (1 - rho) g^2;  m <- momentum m + lr g / sqrt(ms + epsilon);  w <- w - m
+    """
+
+    def __init__(self, *args, accumulator=1.0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.accumulator = accumulator
+
+    def build(self, variables):
+        super().build(variables)
+        for velocity in self._velocities:
+            velocity.assign(ops.full_like(velocity, self.accumulator))
+
+    def get_config(self):
+        return {**super().get_config(), "accumulator": self.accumulator}
+
+
+class PixelRecursiveTrainer(keras.Model):
+    """Trains `network` on batches (lr, hr).
+
+    `network` is a `pixel_recursive` model, or a `conditioning_network` of either head.
+
+    Args:
+        weight: (w at the start, w at the end, steps between) of CE(A + B) + w CE(A).
+    """
+
+    def __init__(self, network, weight=(1.0, 1.0, 1), **kwargs):
+        super().__init__(**kwargs)
+        self.network, self.weight = network, weight
+        self.loss_metric = keras.metrics.Mean(name="loss")
+        self.built = True  # nothing but the network has weights
+
+    @property
+    def metrics(self):
+        return [self.loss_metric]
+
+    def train_step(self, batch):
+        lr, hr = batch
+        with tf.GradientTape() as tape:
+            loss, shown = self.losses_of(lr, hr)
+            # Gradients are summed over the replicas.
+            loss = loss / tf.distribute.get_strategy().num_replicas_in_sync
+        variables = self.network.trainable_variables
+        self.optimizer.apply(tape.gradient(loss, variables), variables)
+        self.loss_metric.update_state(shown)
+        return self.get_metrics_result()
+
+    def losses_of(self, lr, hr):
+        """(what is minimised, what is shown): nats and bits per dimension, or the mean square error."""
+        if len(self.network.inputs) == 1:
+            output = self.network(lr, training=True)
+            if output.shape.rank == 4:
+                loss = ops.mean(ops.square(hr - output))
+                return loss, loss
+            nats = cross_entropy(hr, output)
+            return nats, nats / np.log(2)
+        a, b = (ops.cast(logits, "float32") for logits in self.network([lr, hr], training=True))
+        start, end, steps = self.weight
+        progress = ops.minimum(ops.cast(self.optimizer.iterations, "float32") / steps, 1)
+        nats = cross_entropy(hr, a + b)
+        return nats + (start + (end - start) * progress) * cross_entropy(hr, a), nats / np.log(2)
+
+
+class Validation:
+    """Likelihood and samples of held-out pictures (`Thumbnails`)."""
+
+    better = staticmethod(min)
+
+    def __init__(self, pictures, model, sampled=32):
+        self.pictures, self.sampled = pictures, pictures[:sampled]
+        self.key = "val_mse" if model == "regression" else "val_bits"
+        self.sampler = None
+
+    def __call__(self, network):
+        self.sampler = self.sampler or Sampler(network)  # compiled once: the object stays the same
+        lr, drawn = self.sampled.lr, {"samples": self.sampler.sample(self.sampled.lr)}
+        scores = {**likelihood(network, self.pictures), **sample_quality(self.sampled, drawn["samples"])}
+        drawn["greedy"] = self.sampler.sample(lr, np.inf)
+        return {f"val_{key}": value for key, value in scores.items()}, thumbnail_sheet(self.sampled, drawn)
+
+
+def trainer(settings):
+    """The compiled trainer that the settings describe."""
+    data = settings.data
+    initializer = (keras.initializers.TruncatedNormal(stddev=0.1)
+                   if settings.initializer == "truncated_normal" else settings.initializer)
+    network = conditioning_network(
+        data.size, data.scale, data.channels, settings.filters, settings.blocks, settings.norm,
+        settings.hidden, settings.spectral, settings.transpose_kernel,
+        "gaussian" if settings.model == "regression" else "softmax", initializer=initializer,
+    )
+    if settings.model == "recursive":
+        network = pixel_recursive(network, prior_network(
+            data.size * data.scale, data.channels, settings.prior_filters, settings.prior_blocks,
+            head=settings.prior_head, initializer=initializer))
+    schedule = keras.optimizers.schedules.ExponentialDecay(
+        settings.learning_rate, settings.decay_steps, settings.decay, staircase=True)
+    model = PixelRecursiveTrainer(network, (*settings.conditioning_weight, settings.conditioning_steps))
+    model.compile(optimizer=RMSprop(
+        schedule, rho=0.95, momentum=0.9, epsilon=1e-8, accumulator=settings.accumulator))
+    return model
+
+
+def split(settings):
+    """(training, validation, test) pictures, as `Thumbnails`."""
+    data = settings.data
+    sides = zip(*(parts(source, data.held_out) for source in data.source), strict=True)
+    train, rest = (
+        Thumbnails(chain(*side), data.size, data.scale, channels=data.channels, crop=data.crop,
+                   batch=settings.batch, flip=data.flip, seed=settings.run.seed)
+        for side in sides
+    )
+    if len(rest) <= data.val_pictures:
+        raise InputError(f"data: {len(rest)} pictures held out are too few to validate on "
+                         f"{data.val_pictures} (data.val_pictures) and test on others")
+    return train, rest[: data.val_pictures], rest[data.val_pictures :]
+
+
+def main(preset: str, settings: Settings):
+    """Train, then measure the held-out pictures.
+
+    PRESET --help explains every setting.
+    """
+    for name in ("batch", "filters", "blocks", "epochs", "steps", "decay_steps", "conditioning_steps"):
+        if getattr(settings, name) < 1:
+            raise InputError(f"{name}: must be at least 1, not {getattr(settings, name)}")
+    train, val, test = split(settings)
+    folder = fit(
+        lambda: trainer(settings), train, Validation(val, settings.model), settings, run=settings.run,
+        paper="pixel_recursive", preset=preset, epochs=settings.epochs, steps=settings.steps,
+    )
+    result, drawn = evaluate_thumbnails(resolve.load(folder / "model.keras"), test[:100], train)
+    write_picture(folder / "samples" / "test.png", thumbnail_sheet(test, drawn))
+    print(thumbnail_table(result))
+
+
+if __name__ == "__main__":
+    command(main, PRESETS)

@@ -15,6 +15,12 @@ Signatures, each for a batch of RGB pictures of any size from 1 x 1:
     image_bytes       image_bytes (B,) PNG or JPEG files -> image_bytes (B,) PNG files, whose
                       sizes may differ; grey becomes RGB, alpha is dropped, EXIF
                       rotation is not applied
+
+A pixel recursive network takes LR of its own size alone, and two more inputs for each
+picture in every signature:
+
+    temperature       (B,) float32, what the logits are multiplied by: 1 samples the model
+    seed              (B,) int32, not negative: the same seed draws the same picture
 """
 
 from commands import command  # first: it quietens TensorFlow
@@ -37,9 +43,32 @@ from tensorflow_serving.config import model_server_config_pb2
 from datasets.color import rgb_to_ycbcr, ycbcr_to_rgb
 from datasets.errors import InputError
 from layers import BicubicUpsampling2D
-from models.resolve import SMALLEST, load, scale_of
+from models.resolve import SMALLEST, load, lr_size, scale_of
+from models.sampler import Sampler
 
 MOUNT = "/models"  # where the server finds the folder
+
+
+def sampler(network):
+    """`models.sampler.Sampler` with noise from a seed.
+
+    Returns:
+        Function (lr (B, h, w, C), temperature (B,), seed (B,)) -> (B, H, W, C) float32 in
+        [0, 1]. Each picture depends on its own inputs only, so that a server may put
+        requests together.
+    """
+    # XLA is left out: a server need not have it.
+    model = Sampler(network, jit_compile=False)
+    size = network.outputs[0].shape[1:4]
+
+    def upscale(lr, temperature, seed):
+        def noise(seed):
+            return tf.random.stateless_uniform(size, (seed, 0), alg="philox")
+
+        noises = tf.ensure_shape(tf.map_fn(noise, seed, tf.float32), (None, *size))
+        return tf.cast(model([lr, noises, temperature]), "float32") / (model.levels - 1)
+
+    return upscale
 
 
 def upscaler(network):
@@ -88,30 +117,43 @@ def signatures(network):
     """The signatures of a network.
 
     Returns:
-        Dict of name -> (function, `tf.TensorSpec` of its input).
+        Dict of name -> (function, list of the `tf.TensorSpec` of its inputs).
     """
-    upscale = upscaler(network)
+    size, channels, extra = None, 3, []
+    if lr_size(network):
+        size, channels = lr_size(network), network.inputs[0].shape[-1]
+        upscale = sampler(network)
+        extra = [tf.TensorSpec((None,), "float32", "temperature"), tf.TensorSpec((None,), "int32", "seed")]
+    else:
+        upscale = upscaler(network)
 
-    def floats(lr):
-        return {"sr": upscale(lr)}
+    def floats(lr, *rest):
+        return {"sr": upscale(lr, *rest)}
 
-    def integers(lr):
-        sr = upscale(tf.cast(lr, "float32") / 255)
+    def integers(lr, *rest):
+        sr = upscale(tf.cast(lr, "float32") / 255, *rest)
         return {"sr": tf.cast(tf.floor(sr * 255 + 0.5), "uint8")}
 
-    def files(image_bytes):
-        def one(encoded):
-            # PNG too, whatever the name. The default DCT errs by several levels.
-            lr = tf.io.decode_jpeg(encoded, channels=3, dct_method="INTEGER_ACCURATE")
-            return tf.io.encode_png(integers(lr[None])["sr"][0])
+    def decoded(encoded):
+        # PNG too, whatever the name. The default DCT errs by several levels.
+        return tf.io.decode_jpeg(encoded, channels=channels, dct_method="INTEGER_ACCURATE")
 
+    def files(image_bytes, *rest):
+        def one(encoded):
+            return tf.io.encode_png(integers(decoded(encoded)[None])["sr"][0])
+
+        if size:
+            lr = tf.map_fn(lambda encoded: tf.ensure_shape(decoded(encoded), (size, size, channels)),
+                           image_bytes, tf.uint8)
+            return {"image_bytes": tf.map_fn(tf.io.encode_png, integers(lr, *rest)["sr"], tf.string)}
         # One picture after the other: memory then holds the features of one.
         return {"image_bytes": tf.map_fn(one, image_bytes, tf.string, parallel_iterations=1)}
 
+    shape = (None, size, size, channels)
     return {
-        "serving_default": (floats, tf.TensorSpec((None, None, None, 3), "float32", "lr")),
-        "uint8": (integers, tf.TensorSpec((None, None, None, 3), "uint8", "lr")),
-        "image_bytes": (files, tf.TensorSpec((None,), "string", "image_bytes")),
+        "serving_default": (floats, [tf.TensorSpec(shape, "float32", "lr"), *extra]),
+        "uint8": (integers, [tf.TensorSpec(shape, "uint8", "lr"), *extra]),
+        "image_bytes": (files, [tf.TensorSpec((None,), "string", "image_bytes"), *extra]),
     }
 
 
@@ -119,21 +161,25 @@ def write_saved_model(network, folder, name):
     """Write the network as a SavedModel with one warm-up request for each signature."""
     archive = keras.export.ExportArchive()
     archive.track(network)
-    for signature, (function, spec) in signatures(network).items():
-        archive.add_endpoint(signature, function, input_signature=[spec])
+    for signature, (function, specs) in signatures(network).items():
+        archive.add_endpoint(signature, function, input_signature=specs)
     archive.write_out(folder, verbose=False)
 
-    picture = np.linspace(0, 255, 64 * 64 * 3).reshape(1, 64, 64, 3).astype("uint8")
+    size, channels = lr_size(network) or 64, network.inputs[0].shape[-1] if lr_size(network) else 3
+    picture = np.linspace(0, 255, size * size * channels).reshape(1, size, size, channels).astype("uint8")
     examples = {
-        "serving_default": ("lr", picture.astype("float32") / 255),
-        "uint8": ("lr", picture),
-        "image_bytes": ("image_bytes", [tf.io.encode_png(picture[0]).numpy()]),
+        "serving_default": {"lr": picture.astype("float32") / 255},
+        "uint8": {"lr": picture},
+        "image_bytes": {"image_bytes": [tf.io.encode_png(picture[0]).numpy()]},
     }
-    extra = Path(folder, "assets.extra")
-    extra.mkdir()
-    with tf.io.TFRecordWriter(str(extra / "tf_serving_warmup_requests")) as file:
-        for signature, (key, value) in examples.items():
-            request = predict_pb2.PredictRequest(inputs={key: tf.make_tensor_proto(value)})
+    extra = {"temperature": np.ones(1, "float32"), "seed": np.zeros(1, "int32")} if lr_size(network) else {}
+    assets = Path(folder, "assets.extra")
+    assets.mkdir()
+    with tf.io.TFRecordWriter(str(assets / "tf_serving_warmup_requests")) as file:
+        for signature, inputs in examples.items():
+            request = predict_pb2.PredictRequest(
+                inputs={key: tf.make_tensor_proto(value) for key, value in {**inputs, **extra}.items()}
+            )
             request.model_spec.name = name
             request.model_spec.signature_name = signature
             log = prediction_log_pb2.PredictLog(request=request)

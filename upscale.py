@@ -2,10 +2,14 @@
 
     python upscale.py weights/lapsrn-x2.keras photo.jpg -o upscaled
     python upscale.py weights/lapsrn-x4.keras holiday/ "scans/*.tif" -o upscaled
+    python upscale.py weights/pixel_recursive-celeba.keras face.jpg --crop face --samples 4 -o upscaled
 
 A picture of any kind and size works: grey, palette, CMYK, 16-bit, with alpha, rotated by
 EXIF, from 1 x 1 up. The result is a PNG of 8 bits a channel, grey where the picture was
 grey. Large pictures are computed in tiles, which changes nothing but the memory needed.
+
+A network of one size, such as a pixel recursive one, takes LR of that size; of a larger
+picture, a square is cut out and shrunk to it.
 """
 
 from commands import command  # first: it quietens TensorFlow
@@ -23,7 +27,9 @@ from tqdm import tqdm
 from datasets.degradations import imresize
 from datasets.errors import InputError
 from datasets.pictures import Picture, list_pictures, read_picture, write_picture
+from datasets.thumbnails import Crop, thumbnail
 from models import resolve
+from models.sampler import Sampler, check_sampling
 
 
 def destinations(inputs, folder, scale):
@@ -69,6 +75,10 @@ def main(
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])],
     precision: Literal["float32", "bfloat16"] = "float32",
     tile: int = 256,
+    crop: Crop = "centre",
+    samples: int = 1,
+    temperature: float = 1.0,
+    seed: int = 0,
 ):
     """Upscale photographs with a trained network.
 
@@ -78,18 +88,27 @@ def main(
         output: Folder for the results, NAME_xSCALE.png; a second NAME becomes NAME_xSCALE_2.png.
         precision: bfloat16 is faster on processors that have it, at a loss below 0.02 dB.
         tile: Size in LR pixels of the square computed at a time; memory grows with it.
+        crop: Networks of one size: the square that is cut out, the largest in the middle or the
+            face of an aligned CelebA picture.
+        samples: Networks that draw samples: how many, NAME_xSCALE_1.png and so on.
+        temperature: Networks that draw samples: what the logits are multiplied by. 1 samples the
+            model, more is sharper, inf takes the most probable value.
+        seed: Networks that draw samples: another seed draws others.
     """
     if tile < 1:
         raise InputError(f"tile: must be at least 1, not {tile}")
     if not inputs:
         raise InputError("nothing to upscale: name picture files, folders or patterns")
+    check_sampling(samples, temperature, seed)
     network = resolve.load(model, precision)
+    size = resolve.lr_size(network)
     jobs = destinations(inputs, output, resolve.scale_of(network))
     try:
         Path(output).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{output}: cannot be made a folder ({error.strerror})") from None
-    overlap, failed = resolve.reach(network), 0
+    sampler, overlap = (Sampler(network), None) if size else (None, resolve.reach(network))
+    failed = 0
     for number, (source, destination) in enumerate(jobs, start=1):
         start = time.perf_counter()
         try:
@@ -98,11 +117,20 @@ def main(
             print(f"skipped: {error}", file=sys.stderr)
             failed += 1
             continue
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        if size:
+            lr = thumbnail(picture.pixels, size, network.inputs[0].shape[-1], crop)
+            drawn = sampler.sample(lr[None], temperature, seed, samples)[:, 0]
+            for number, result in enumerate(drawn, start=1):
+                stem = f"{destination.stem}_{number}" if samples > 1 else destination.stem
+                path = destination.with_stem(stem)
+                write_picture(path, result)
+                print(f"{source} -> {path}")
+            continue
         height, width = picture.pixels.shape[:2]
         with tqdm(total=height * width, desc=f"[{number}/{len(jobs)}] {source.name}", unit="px",
                   unit_scale=True, disable=not sys.stderr.isatty()) as bar:
             result = upscale(network, picture, tile, bar.update, overlap)
-        destination.parent.mkdir(parents=True, exist_ok=True)
         write_picture(destination, result)
         height, width = result.pixels.shape[:2]
         print(f"{source} -> {destination}  {width} x {height}  {time.perf_counter() - start:.1f} s")

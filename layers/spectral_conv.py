@@ -57,5 +57,5 @@ class SpectralConv2D(keras.layers.Conv2D):
         store["u"] = self.u
 
     def load_own_variables(self, store):
-        super().load_own_variables({key: store[key] for key in ("0", "1")[: 1 + self.use_bias]})
+        super().load_own_variables(store)
         self.u.assign(store["u"])

@@ -1,16 +1,16 @@
-"""Pixel recursive networks: what sees what, that probabilities sum to one, sizes."""
+"""Pixel recursive networks: what sees what, and that probabilities sum to one."""
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from test_layers import convolve
 
-from datasets.errors import InputError
 from layers import GatedPixelCNNBlock, MaskedConv2D
 from layers.masked_conv import colour_groups, colour_mask
 from models import resolve
 from models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
-from train.pixel_recursive import PRESETS, PixelRecursiveTrainer
+from train.pixel_recursive import PixelRecursiveTrainer
 
 GROUPS = {1: "0", 3: "012", 7: "0001122", 8: "00011122", 32: "0" * 11 + "1" * 11 + "2" * 10}
 
@@ -23,7 +23,7 @@ def tiny(channels=3, size=3, levels=256, blocks=1, stddev=0.3):
     """A recursive network for HR of 2 size x 2 size pixels."""
     random = keras.initializers.RandomNormal(stddev=stddev)
     return pixel_recursive(
-        conditioning_network(size, 2, channels, filters=6, blocks=1, levels=levels, initializer=random),
+        conditioning_network(size, 2, channels, filters=6, blocks=1, levels=levels, initializer="he_normal"),
         prior_network(2 * size, channels, 8, blocks, head=60, levels=levels, initializer=random))
 
 
@@ -129,6 +129,33 @@ def test_gated_block_is_a_good_layer(tmp_path, rng, mask_type, channels, rows):
 
 @pytest.mark.parametrize("colours", [1, 3])
 @pytest.mark.parametrize("mask_type", ["A", "B"])
+def test_gated_block_is_its_formula(rng, randomize, mask_type, colours):
+    channels = colours if mask_type == "A" else 8
+    v, h = (rng.normal(size=(6, 7, channels)).astype("float32") for _ in range(2))
+    block = GatedPixelCNNBlock(8, 5, mask_type, colours)
+    block.build([(1, *v.shape)] * 2)
+    actual = randomize(block, 0.3)([v[None], h[None]])
+    weights = {weight.name: np.asarray(weight) for weight in block.weights}
+
+    def gate(x):
+        return np.tanh(x[..., :8]) / (1 + np.exp(-x[..., 8:]))
+
+    # The kernels in a window of 5 x 5 pixels: rows above, and what is left in the row.
+    vertical, horizontal = np.zeros((2, 5, 5, channels, 16))
+    vertical[: 2 if mask_type == "A" else 3] = weights["vertical_kernel"]
+    seen, sees = np.array(groups(channels, colours))[:, None], np.array(groups(8, colours))
+    horizontal[2, :2] = weights["horizontal_kernel"][0, :2]
+    horizontal[2, 2] = weights["horizontal_kernel"][0, 2] * np.tile(
+        seen < sees if mask_type == "A" else seen <= sees, 2)
+    above = convolve(v, vertical, weights["vertical_bias"])
+    features = convolve(h, horizontal, weights["horizontal_bias"]) + above @ weights["across_kernel"]
+    output = gate(features) @ (weights["output_kernel"] * (sees[:, None] <= sees)) + weights["output_bias"]
+    np.testing.assert_allclose(actual[0][0], gate(above), atol=1e-5)
+    np.testing.assert_allclose(actual[1][0], output if mask_type == "A" else output + h, atol=1e-5)
+
+
+@pytest.mark.parametrize("colours", [1, 3])
+@pytest.mark.parametrize("mask_type", ["A", "B"])
 def test_gated_block_row_by_row_and_pixel_by_pixel(rng, randomize, mask_type, colours):
     channels = colours if mask_type == "A" else 8
     v, h = (rng.normal(size=(2, 6, 7, channels)).astype("float32") for _ in range(2))
@@ -203,7 +230,7 @@ def test_the_future_may_hold_anything(rng, channels, pixel):
 
 
 def test_probabilities_of_all_pictures_sum_to_one(rng):
-    network = tiny(size=1, levels=3, stddev=1)
+    network = tiny(size=1, levels=3, stddev=0.6)
     conditioning, prior = network.get_layer("conditioning"), network.get_layer("prior")
     a = conditioning(rng.random((1, 1, 1, 3), "float32"))
     # Every picture of 2 x 2 RGB pixels of three levels, 3^12; the last nine sub-pixels in one batch.
@@ -227,66 +254,3 @@ def test_a_picture_does_not_depend_on_the_batch_at_inference(rng):
     lr, hr = rng.random((4, 3, 3, 3), "float32"), rng.random((4, 6, 6, 3), "float32")
     for whole, alone in zip(network([lr, hr]), network([lr[2:3], hr[2:3]]), strict=True):
         np.testing.assert_allclose(whole[2:3], alone, atol=1e-5)
-
-
-# ------------------------------------------------------------------ networks
-
-
-def conv(size, inputs, outputs):
-    return (size**2 * inputs + 1) * outputs
-
-
-def spade(channels, hidden):
-    return conv(3, 3, hidden) + 2 * conv(3, hidden, channels)
-
-
-def conditioning(filters, block, transpose_kernel=3):
-    """First layer, 6 blocks at 3 resolutions, two transposed convolutions between, logits."""
-    return (conv(1, 3, filters) + 18 * block + 2 * conv(transpose_kernel, filters, filters)
-            + conv(1, filters, 3 * 256))
-
-
-@pytest.mark.parametrize(("arguments", "expected", "literal"), [
-    ({}, conditioning(32, 2 * (conv(3, 32, 32) + 2 * 32)), 379_200),
-    ({"norm": "batch+lr"}, conditioning(32, conv(3, 32 + 3, 32) + conv(3, 32, 32) + 4 * 32), 394_752),
-    ({"norm": "spade", "transpose_kernel": 4},
-     conditioning(32, 2 * (conv(3, 32, 32) + 77_376), 4), 3_176_768),
-    ({name: getattr(PRESETS["improved-spade"][1], name)
-      for name in ("norm", "filters", "hidden", "spectral", "blocks", "transpose_kernel")},
-     conditioning(24, 2 * (conv(3, 24, 24) + spade(24, 10))), 384_528),
-])
-def test_parameters_of_conditioning_networks(arguments, expected, literal):
-    assert spade(32, 128) == 77_376
-    trainable = conditioning_network(**arguments).trainable_weights
-    assert sum(int(np.prod(weight.shape)) for weight in trainable) == expected == literal
-
-
-def test_parameters_of_the_prior_network():
-    def block(rows, columns, inputs):
-        # Vertical rows x columns, across, horizontal: half of the columns and the current one; output.
-        return ((rows * columns * inputs + 1) * 64 + 64 * 64 + ((columns // 2 + 1) * inputs + 1) * 64
-                + conv(1, 32, 32))
-
-    expected = block(3, 7, 3) + 20 * block(3, 5, 32) + conv(1, 32, 1024) + conv(1, 1024, 3 * 256)
-    assert prior_network().count_params() == expected == 1_673_952
-
-
-@pytest.mark.parametrize("norm", ["batch", "spade", "batch+lr"])
-@pytest.mark.parametrize("scale", [2, 4])
-def test_conditioning_networks_make_logits_and_means(rng, norm, scale):
-    arguments = {"scale": scale, "channels": 1, "filters": 4, "blocks": 1, "norm": norm, "hidden": 3}
-    assert conditioning_network(3, **arguments).output_shape == (None, 3 * scale, 3 * scale, 1, 256)
-    mean = conditioning_network(None, head="gaussian", **arguments)
-    assert mean(rng.random((2, 4, 5, 1), "float32")).shape == (2, 4 * scale, 5 * scale, 1)
-
-
-@pytest.mark.parametrize(("build", "message"), [
-    (lambda: conditioning_network(scale=3), "scale: must be 2, 4 or 8, not 3"),
-    (lambda: conditioning_network(norm="layer"), r"norm: must be one of batch, spade, batch\+lr, not layer"),
-    (lambda: conditioning_network(head="l1"), "head: must be softmax or gaussian, not l1"),
-    (lambda: pixel_recursive(conditioning_network(2, 2, filters=2, blocks=0), prior_network(5, 3, 3, 0)),
-     r"differ: logits of \(4, 4, 3, 256\) and \(5, 5, 3, 256\)"),
-])
-def test_impossible_networks_are_refused(build, message):
-    with pytest.raises(InputError, match=message):
-        build()

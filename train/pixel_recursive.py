@@ -122,7 +122,7 @@ IMPROVED = dataclasses.replace(
 )
 CORNERS = dataclasses.replace(
     IMPROVED, data=Data(source=("corners",), scale=2, channels=1), blocks=2, prior_filters=24, prior_blocks=8,
-    prior_head=128, conditioning_weight=(1.0, 1.0), epochs=8, steps=100, run=RunSettings(),
+    prior_head=128, conditioning_weight=(1.0, 1.0), epochs=20, steps=100, run=RunSettings(),
 )
 QUICK = dataclasses.replace(
     IMPROVED, data=Data(source=("plates",), crop="centre"), blocks=1, prior_blocks=4, prior_head=128,
@@ -155,10 +155,10 @@ class RMSprop(keras.optimizers.RMSprop):
         super().__init__(*args, **kwargs)
         self.accumulator = accumulator
 
-    def build(self, variables):
-        super().build(variables)
-        for velocity in self._velocities:
-            velocity.assign(ops.full_like(velocity, self.accumulator))
+    def add_optimizer_variables(self, trainable_variables, name, initializer="zeros"):
+        if name == "velocity":
+            initializer = keras.initializers.Constant(self.accumulator)
+        return super().add_optimizer_variables(trainable_variables, name, initializer)
 
     def get_config(self):
         return {**super().get_config(), "accumulator": self.accumulator}

@@ -2,12 +2,13 @@
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from datasets.color import luma, rgb_to_ycbcr, ycbcr_to_rgb
 from datasets.degradations import imresize
-from metrics import lr_psnr, psnr, quality, ssim
+from metrics import consistency, diversity, lr_psnr, ms_ssim, psnr, quality, ssim
 
 
 @pytest.fixture
@@ -131,3 +132,55 @@ def test_bicubic_loses_more_at_larger_scales(photo):
         quality(photo, imresize(imresize(photo, 1 / scale), scale), scale)["psnr_y"] for scale in (2, 4, 8)
     ]
     assert scores == sorted(scores, reverse=True)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float64"])
+@pytest.mark.parametrize(("size", "window", "scales"), [(7, 7, 1), (32, 7, 3), (45, 7, 3), (64, 7, 4), (175, 7, 5),
+                                                        (176, 11, 5), (180, 11, 5)])
+def test_ms_ssim_equals_tensorflow(rng, photo, size, window, scales, dtype):
+    hr = np.tile(photo, (2, 2, 1))[:size, : size + 3]
+    sr = noisy(rng, hr, 20)
+    if dtype == "float64":
+        hr, sr = hr / 255, sr / 255
+    weights = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333])[:scales]
+    expected = tf.image.ssim_multiscale(
+        tf.constant(hr), tf.constant(sr), 255 if dtype == "uint8" else 1, weights / weights.sum(),
+        filter_size=window)
+    assert ms_ssim(hr, sr) == pytest.approx(float(expected), abs=2e-5)
+    assert ms_ssim(hr, sr) < 0.99
+
+
+def test_ms_ssim_of_equal_and_of_opposite_pictures(photo):
+    assert ms_ssim(photo, photo) == pytest.approx(1, abs=1e-12)
+    assert ms_ssim(photo[:32, :32], 255 - photo[:32, :32]) == 0  # negative structure, not a root of it
+
+
+@pytest.mark.parametrize("size", [(6, 40), (40, 6), (1, 1)])
+def test_ms_ssim_needs_room_for_its_window(size):
+    with pytest.raises(ValueError, match="needs pictures of 7 x 7 pixels"):
+        ms_ssim(np.zeros((*size, 3)), np.zeros((*size, 3)))
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_consistency_is_the_error_of_the_picture_shrunk(photo, scale):
+    sr = 0.25 + photo / 510
+    lr = imresize(sr, 1 / scale)
+    assert consistency(lr, sr) == pytest.approx(0, abs=1e-12)
+    assert consistency(lr + 0.1, sr) == pytest.approx(0.01)
+    assert consistency(lr, sr - 0.2) == pytest.approx(0.04)
+    # Of 8 bits, only LR's rounding is left: 1 / 12 of a squared level.
+    assert consistency(imresize(photo, 1 / scale), photo) == pytest.approx(1 / 12 / 255**2, rel=0.2)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "float64"])
+@pytest.mark.parametrize("count", [2, 3, 6])
+def test_diversity_is_the_mean_difference_of_pairs(rng, count, dtype):
+    samples = rng.integers(0, 256, (count, 5, 4, 3), "uint8")
+    pairs = [np.abs(samples[i].astype(int) - samples[j]).mean() for i in range(count) for j in range(i)]
+    given = samples if dtype == "uint8" else samples / 255
+    assert diversity(given) == pytest.approx(np.mean(pairs))
+
+
+@pytest.mark.parametrize("count", [1, 4])
+def test_equal_samples_have_no_diversity(photo, count):
+    assert diversity(np.stack([photo] * count)) == pytest.approx(0, abs=1e-9)

@@ -134,7 +134,7 @@ def likelihood(network, pictures, batch=50):
     sums = {}
     for start in range(0, len(pictures), batch):
         lr, hr = (to_float(x[start : start + batch]) for x in (pictures.lr, pictures.hr))
-        outputs = network.predict_on_batch([lr, hr][: len(network.inputs)])
+        outputs = network.predict_on_batch([lr, hr] if len(network.inputs) == 2 else lr)
         if len(network.inputs) == 2:
             a, b = outputs
             logits = {"bits": a + b, "bits_a": a, "bits_b": b}

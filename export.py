@@ -16,10 +16,12 @@ Signatures, each for a batch of RGB pictures of any size from 1 x 1:
                       sizes may differ; grey becomes RGB, alpha is dropped, EXIF
                       rotation is not applied
 
-A pixel recursive network takes LR of its own size alone, and two more inputs for each
-picture in every signature:
+A network of one size takes LR of that size alone, with its own channels (grey stays grey).
+One that draws its pictures, such as a pixel recursive one, has two more inputs in every
+signature, a value for each picture:
 
-    temperature       (B,) float32, what the logits are multiplied by: 1 samples the model
+    temperature       (B,) float32, what the logits are multiplied by: 1 samples the model,
+                      1e6 and more take the most probable value each time
     seed              (B,) int32, not negative: the same seed draws the same picture
 """
 
@@ -61,6 +63,7 @@ def sampler(network):
     model = Sampler(network, jit_compile=False)
     size = network.outputs[0].shape[1:4]
 
+    @tf.function(autograph=False)  # once in the SavedModel, whichever signatures call it
     def upscale(lr, temperature, seed):
         def noise(seed):
             return tf.random.stateless_uniform(size, (seed, 0), alg="philox")
@@ -75,13 +78,17 @@ def upscaler(network):
     """`models.resolve.resolve` as TensorFlow operations, for a batch of RGB pictures.
 
     Returns:
-        Function (B, H, W, 3) -> (B, sH, sW, 3), float32 in [0, 1], clipped.
+        Function (B, H, W, 3) -> (B, sH, sW, 3), float32 in [0, 1], clipped. With a network
+        of one size, pictures have its size and channels.
     """
     scale, luminance = scale_of(network), network.input_shape[-1] == 1
     bicubic = BicubicUpsampling2D(scale, dtype="float32")
 
     def run(lr):
         return keras.tree.flatten(network(lr, training=False))[-1]
+
+    if lr_size(network):
+        return lambda lr: tf.clip_by_value(run(lr), 0, 1)
 
     def upscale(lr):
         height, width = tf.shape(lr)[1], tf.shape(lr)[2]
@@ -113,15 +120,20 @@ def converted(pictures, conversion):
     return sum(pictures[..., i, None] * row for i, row in enumerate(matrix.astype("float32"))) + offset
 
 
+def draws(network):
+    """Whether the network draws its pictures: its outputs are logits."""
+    return len(network.outputs[0].shape) == 5
+
+
 def signatures(network):
     """The signatures of a network.
 
     Returns:
         Dict of name -> (function, list of the `tf.TensorSpec` of its inputs).
     """
-    size, channels, extra = None, 3, []
-    if lr_size(network):
-        size, channels = lr_size(network), network.inputs[0].shape[-1]
+    size, extra = lr_size(network), []
+    channels = network.inputs[0].shape[-1] if size else 3
+    if draws(network):
         upscale = sampler(network)
         extra = [tf.TensorSpec((None,), "float32", "temperature"), tf.TensorSpec((None,), "int32", "seed")]
     else:
@@ -142,9 +154,16 @@ def signatures(network):
         def one(encoded):
             return tf.io.encode_png(integers(decoded(encoded)[None])["sr"][0])
 
+        def one_of_size(encoded):
+            lr = decoded(encoded)
+            fits = tf.reduce_all(tf.shape(lr)[:2] == size)
+            message = f"image_bytes: pictures must be {size} x {size} pixels, height and width found:"
+            with tf.control_dependencies([tf.debugging.Assert(fits, [message, tf.shape(lr)[:2]])]):
+                # `tf.ensure_shape` would be run first and raise something less clear.
+                return tf.reshape(lr, (size, size, channels))
+
         if size:
-            lr = tf.map_fn(lambda encoded: tf.ensure_shape(decoded(encoded), (size, size, channels)),
-                           image_bytes, tf.uint8)
+            lr = tf.map_fn(one_of_size, image_bytes, tf.uint8)
             return {"image_bytes": tf.map_fn(tf.io.encode_png, integers(lr, *rest)["sr"], tf.string)}
         # One picture after the other: memory then holds the features of one.
         return {"image_bytes": tf.map_fn(one, image_bytes, tf.string, parallel_iterations=1)}
@@ -161,18 +180,19 @@ def write_saved_model(network, folder, name):
     """Write the network as a SavedModel with one warm-up request for each signature."""
     archive = keras.export.ExportArchive()
     archive.track(network)
-    for signature, (function, specs) in signatures(network).items():
+    entries = signatures(network)
+    for signature, (function, specs) in entries.items():
         archive.add_endpoint(signature, function, input_signature=specs)
     archive.write_out(folder, verbose=False)
 
-    size, channels = lr_size(network) or 64, network.inputs[0].shape[-1] if lr_size(network) else 3
-    picture = np.linspace(0, 255, size * size * channels).reshape(1, size, size, channels).astype("uint8")
+    shape = [size or 64 for size in entries["uint8"][1][0].shape[1:]]
+    picture = np.linspace(0, 255, np.prod(shape)).reshape(1, *shape).astype("uint8")
     examples = {
         "serving_default": {"lr": picture.astype("float32") / 255},
         "uint8": {"lr": picture},
         "image_bytes": {"image_bytes": [tf.io.encode_png(picture[0]).numpy()]},
     }
-    extra = {"temperature": np.ones(1, "float32"), "seed": np.zeros(1, "int32")} if lr_size(network) else {}
+    extra = {"temperature": np.ones(1, "float32"), "seed": np.zeros(1, "int32")} if draws(network) else {}
     assets = Path(folder, "assets.extra")
     assets.mkdir()
     with tf.io.TFRecordWriter(str(assets / "tf_serving_warmup_requests")) as file:
@@ -203,7 +223,7 @@ def export(model, folder, name, version, precision="float32"):
     """Export a `.keras` file to `folder`, whole or not at all.
 
     Returns:
-        (path of the version's folder, name of the model).
+        (path of the version's folder, name of the model, whether it `draws`).
 
     Raises:
         InputError: if the model, the name or the version cannot be used, or the
@@ -239,7 +259,7 @@ def export(model, folder, name, version, precision="float32"):
         part = Path(folder, ".models.config.part")
         part.write_text(text_format.MessageToString(config))
         os.replace(part, Path(folder, "models.config"))
-    return target, name
+    return target, name, draws(network)
 
 
 def main(
@@ -259,7 +279,10 @@ def main(
         precision: What the network computes in.
         name: The model's name at the server; by default the file's, without its suffix.
     """
-    target, name = export(model, folder, name, version, precision)
+    target, name, drawn = export(model, folder, name, version, precision)
+    instance = """{"b64": "'$(base64 -w0 lr.png)'"}"""
+    if drawn:
+        instance = f'{{"image_bytes": {instance}, "temperature": 1.0, "seed": 0}}'
     print(f"""{target}: exported
 
 Start a server:
@@ -267,7 +290,7 @@ Start a server:
   docker run -p 8501:8501 -v {shlex.quote(str(Path(folder).resolve()))}:{MOUNT} tensorflow/serving \\
     --model_config_file={MOUNT}/models.config
 Upscale a picture:
-  echo '{{"signature_name": "image_bytes", "instances": [{{"b64": "'$(base64 -w0 lr.png)'"}}]}}' |
+  echo '{{"signature_name": "image_bytes", "instances": [{instance}]}}' |
     curl -s -d @- localhost:8501/v1/models/{name}:predict |
     jq -r '.predictions[0].b64' | base64 -d > sr.png""")
 

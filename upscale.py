@@ -121,8 +121,8 @@ def main(
         if size:
             lr = thumbnail(picture.pixels, size, network.inputs[0].shape[-1], crop)
             drawn = sampler.sample(lr[None], temperature, seed, samples)[:, 0]
-            for number, result in enumerate(drawn, start=1):
-                stem = f"{destination.stem}_{number}" if samples > 1 else destination.stem
+            for k, result in enumerate(drawn, start=1):
+                stem = f"{destination.stem}_{k}" if samples > 1 else destination.stem
                 path = destination.with_stem(stem)
                 write_picture(path, result)
                 print(f"{source} -> {path}")

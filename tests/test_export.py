@@ -137,8 +137,8 @@ def test_a_broken_file_is_an_error(loaded):
 
 
 def test_bfloat16(models, tmp_path):
-    target, name = export.export(models / "x2.keras", tmp_path, None, 3, precision="bfloat16")
-    assert (target, name) == (tmp_path / "x2" / "3", "x2")
+    target, name, draws = export.export(models / "x2.keras", tmp_path, None, 3, precision="bfloat16")
+    assert (target, name, draws) == (tmp_path / "x2" / "3", "x2", False)
     lr = pictures(1, 12, 13)
     sr = tf.saved_model.load(str(target)).signatures["serving_default"](lr=tf.constant(lr / 255, "float32"))
     expected = resolve(load(models / "x2.keras", "bfloat16"), lr[0])

@@ -111,7 +111,7 @@ class Settings:
     run: RunSettings = dataclasses.field(default_factory=RunSettings)
 
 
-# The checkpoints of the report's tables 2 and 3.
+# The checkpoints of the report's tables 2 and 3, as far as a run comes.
 CHECKPOINTS = (2000, 4000, 8000, 12000, 16000, 19000, 20000, 24000)
 REPORTED = Settings(initializer="truncated_normal", epochs=38, steps=500,
                     run=RunSettings(snapshots=CHECKPOINTS))
@@ -270,9 +270,11 @@ def main(preset: str, settings: Settings):
 
     PRESET --help explains every setting.
     """
-    for name in ("batch", "filters", "blocks", "epochs", "steps", "decay_steps", "conditioning_steps"):
-        if getattr(settings, name) < 1:
-            raise InputError(f"{name}: must be at least 1, not {getattr(settings, name)}")
+    numbers = {**vars(settings), **{f"data.{name}": value for name, value in vars(settings.data).items()}}
+    least = dict.fromkeys(("batch", "filters", "blocks", "hidden", "transpose_kernel", "prior_filters", "prior_head", "epochs", "steps", "decay_steps", "conditioning_steps", "data.size", "data.val_pictures"), 1)
+    for name, smallest in {**least, "prior_blocks": 0, "data.held_out": 2}.items():
+        if numbers[name] < smallest:
+            raise InputError(f"{name}: must be at least {smallest}, not {numbers[name]}")
     train, val, test = split(settings)
     folder = fit(
         lambda: trainer(settings), train, Validation(val, settings.model), settings, run=settings.run,

@@ -271,7 +271,9 @@ def main(preset: str, settings: Settings):
     PRESET --help explains every setting.
     """
     numbers = {**vars(settings), **{f"data.{name}": value for name, value in vars(settings.data).items()}}
-    least = dict.fromkeys(("batch", "filters", "blocks", "hidden", "transpose_kernel", "prior_filters", "prior_head", "epochs", "steps", "decay_steps", "conditioning_steps", "data.size", "data.val_pictures"), 1)
+    least = dict.fromkeys(
+        ("batch", "filters", "blocks", "hidden", "transpose_kernel", "prior_filters", "prior_head", "epochs",
+         "steps", "decay_steps", "conditioning_steps", "data.size", "data.val_pictures"), 1)
     for name, smallest in {**least, "prior_blocks": 0, "data.held_out": 2}.items():
         if numbers[name] < smallest:
             raise InputError(f"{name}: must be at least {smallest}, not {numbers[name]}")

@@ -46,7 +46,7 @@ from datasets.color import rgb_to_ycbcr, ycbcr_to_rgb
 from datasets.errors import InputError
 from layers import BicubicUpsampling2D
 from models.resolve import SMALLEST, load, lr_size, scale_of
-from models.sampler import Sampler
+from models.sampler import Sampler, draws
 
 MOUNT = "/models"  # where the server finds the folder
 
@@ -118,11 +118,6 @@ def converted(pictures, conversion):
     matrix = conversion(np.eye(3)) - offset
     # A matrix product would lose the last bits of 8 on GPUs that multiply in TF32.
     return sum(pictures[..., i, None] * row for i, row in enumerate(matrix.astype("float32"))) + offset
-
-
-def draws(network):
-    """Whether the network draws its pictures: its outputs are logits."""
-    return len(network.outputs[0].shape) == 5
 
 
 def signatures(network):

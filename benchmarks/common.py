@@ -10,6 +10,7 @@ import statistics
 import time
 from pathlib import Path
 
+import keras
 import numpy as np
 import tensorflow as tf
 
@@ -101,6 +102,29 @@ def randomise(network, seed=0):
     """Add noise to all weights: zero-initialised layers would hide what does not agree."""
     rng = np.random.default_rng(seed)
     network.set_weights([w + rng.normal(0, 0.01, w.shape).astype("float32") for w in network.get_weights()])
+
+
+def keras_trainer(trainer, settings, precision):
+    """The trainer that a training script's `trainer` builds of its settings, at a precision."""
+    keras.utils.set_random_seed(0)
+    keras.mixed_precision.set_dtype_policy(precision)
+    model = trainer(settings)
+    keras.mixed_precision.set_dtype_policy("float32")
+    randomise(model.network)
+    return model
+
+
+def keras_step(model, batch):
+    """A function that does one training step, compiled as `fit` does, and returns its loss."""
+    batches = iter(tf.data.Dataset.from_tensors(batch).cache().repeat().prefetch(2))
+    model.make_train_function()
+
+    def step():
+        # Metrics are means over the steps so far, and fit resets them every epoch.
+        model.reset_metrics()
+        return float(model.train_function(batches)["loss"])
+
+    return step
 
 
 def table(rows, columns):

@@ -10,50 +10,23 @@ batch of the `improved` presets. Ours runs the trainer's own compiled train func
 from commands import command  # first: it quietens TensorFlow
 
 # isort: split
-import keras
 import numpy as np
-import tensorflow as tf
 import torch
-from common import flop, interleaved, peak_functions, randomise, save, table
+from common import flop, interleaved, keras_step, keras_trainer, peak_functions, randomise, save, table
 from torch_lapsrn import LapSRN, charbonnier, check, to_torch
 
 from train.lapsrn import PRESETS, trainer
 
 
 def fixed_batch(settings, seed=0):
-    """(lr, [target of a level, ...]): noise, whose values do not change the time of a step."""
+    """(lr, (target of a level, ...)): noise, whose values do not change the time of a step."""
     rng = np.random.default_rng(seed)
     factors = [2**i for i in range(int(np.log2(settings.scale)) + 1)]
     lr, *targets = (
         rng.random((settings.batch, settings.patch * f, settings.patch * f, settings.channels), "float32")
         for f in factors
     )
-    return lr, targets
-
-
-def keras_trainer(settings, precision):
-    """The trainer that `train/lapsrn.py` would build, at a precision."""
-    keras.utils.set_random_seed(0)
-    keras.mixed_precision.set_dtype_policy(precision)
-    model = trainer(settings)
-    keras.mixed_precision.set_dtype_policy("float32")
-    randomise(model.network)
-    return model
-
-
-def keras_step(settings, precision, batch):
-    """A function that does one training step of ours and returns its loss."""
-    model = keras_trainer(settings, precision)
-    lr, targets = batch
-    batches = iter(tf.data.Dataset.from_tensors((lr, tuple(targets))).cache().repeat().prefetch(2))
-    model.make_train_function()
-
-    def step():
-        # Metrics are means over the steps so far, and fit resets them every epoch.
-        model.reset_metrics()
-        return float(model.train_function(batches)["loss"])
-
-    return step
+    return lr, tuple(targets)
 
 
 def torch_step(network, batch, channels_last=False, compiled=False, autocast=False):
@@ -85,13 +58,13 @@ def measure(scale, rounds):
     """The rows of one scale."""
     settings = PRESETS[f"improved-x{scale}"][1]
     batch = fixed_batch(settings)
-    network = keras_trainer(settings, "float32").network
-    trained = keras_trainer(settings, "float32").network
+    network = keras_trainer(trainer, settings, "float32").network
+    trained = keras_trainer(trainer, settings, "float32").network
     randomise(trained)
     print(f"x{scale}: outputs agree to {check(trained, batch[0]):.1e}")
     engines = {
-        "keras float32": keras_step(settings, "float32", batch),
-        "keras mixed_bfloat16": keras_step(settings, "mixed_bfloat16", batch),
+        "keras float32": keras_step(keras_trainer(trainer, settings, "float32"), batch),
+        "keras mixed_bfloat16": keras_step(keras_trainer(trainer, settings, "mixed_bfloat16"), batch),
         "torch eager": torch_step(network, batch),
         "torch eager channels_last": torch_step(network, batch, channels_last=True),
         "torch compiled": torch_step(network, batch, compiled=True),

@@ -13,11 +13,9 @@ from commands import command  # first: it quietens TensorFlow
 import dataclasses
 import math
 
-import keras
 import numpy as np
-import tensorflow as tf
 import torch
-from common import interleaved, peak_functions, randomise, save, table
+from common import interleaved, keras_step, keras_trainer, peak_functions, save, table
 from sampler import multiply_adds
 from torch_lapsrn import to_torch
 from torch_pixel_recursive import PixelRecursive, check, cross_entropy
@@ -34,31 +32,6 @@ def fixed_batch(settings, seed=0):
     size = data.size * data.scale
     hr = rng.integers(0, 256, (settings.batch, size, size, data.channels)) / 255
     return lr, hr.astype("float32")
-
-
-def keras_trainer(settings, precision):
-    """The trainer that `train/pixel_recursive.py` would build, at a precision."""
-    keras.utils.set_random_seed(0)
-    keras.mixed_precision.set_dtype_policy(precision)
-    model = trainer(settings)
-    keras.mixed_precision.set_dtype_policy("float32")
-    randomise(model.network)
-    return model
-
-
-def keras_step(settings, precision, batch):
-    """A function that does one training step of ours and returns its loss, in bits a sub-pixel."""
-    model = keras_trainer(settings, precision)
-    model.optimizer.build(model.trainable_variables)  # as fit does, before anything is compiled
-    batches = iter(tf.data.Dataset.from_tensors(batch).cache().repeat().prefetch(2))
-    model.make_train_function()
-
-    def step():
-        # Metrics are means over the steps so far, and fit resets them every epoch.
-        model.reset_metrics()
-        return float(model.train_function(batches)["loss"])
-
-    return step
 
 
 def torch_step(network, settings, batch, channels_last=False, compiled=False, autocast=False):
@@ -96,15 +69,15 @@ def torch_step(network, settings, batch, channels_last=False, compiled=False, au
 def measure(settings, rounds, steps):
     """The rows, and the machine's best rates at that time."""
     batch = fixed_batch(settings)
-    network = keras_trainer(settings, "float32").network
+    network = keras_trainer(trainer, settings, "float32").network
     print(f"logits agree to {check(network, *(picture[:2] for picture in batch)):.1e}")
 
     def torch_engine(**kwargs):
         return torch_step(network, settings, batch, **kwargs)
 
     engines = {
-        "keras float32": keras_step(settings, "float32", batch),
-        "keras mixed_bfloat16": keras_step(settings, "mixed_bfloat16", batch),
+        "keras float32": keras_step(keras_trainer(trainer, settings, "float32"), batch),
+        "keras mixed_bfloat16": keras_step(keras_trainer(trainer, settings, "mixed_bfloat16"), batch),
         "torch eager": torch_engine(),
         "torch eager channels_last": torch_engine(channels_last=True),
         "torch compiled": torch_engine(compiled=True),

@@ -61,12 +61,11 @@ class SPADE(keras.layers.Layer):
         self.gamma.build((*batch, self.hidden))
         self.beta.build((*batch, self.hidden))
 
-    def call(self, inputs, training=False):
+    def call(self, inputs):
         x, s = inputs
         s = ops.image.resize(s, ops.shape(x)[1:3], interpolation="nearest", data_format="channels_last")
         features = self.shared(s)
-        normalized = self.normalize(x, training=training) if self.norm == "batch" else self.normalize(x)
-        return normalized * (1 + self.gamma(features)) + self.beta(features)
+        return self.normalize(x) * (1 + self.gamma(features)) + self.beta(features)
 
     def compute_output_shape(self, input_shape):
         return input_shape[0]
@@ -130,16 +129,12 @@ class SPADEResBlock(keras.layers.Layer):
             self.norm_s = spade("norm_s", channels)
             self.conv_s = conv("conv_s", channels, self.filters, 1, use_bias=False)
 
-    def call(self, inputs, training=False):
+    def call(self, inputs):
         x, s = inputs
-
-        def convolve(conv, features):
-            return conv(features, training=training) if self.spectral else conv(features)
-
-        h = convolve(self.conv_0, ops.leaky_relu(self.norm_0([x, s], training=training), 0.2))
-        h = convolve(self.conv_1, ops.leaky_relu(self.norm_1([h, s], training=training), 0.2))
+        h = self.conv_0(ops.leaky_relu(self.norm_0([x, s]), 0.2))
+        h = self.conv_1(ops.leaky_relu(self.norm_1([h, s]), 0.2))
         if self.conv_s is not None:
-            x = convolve(self.conv_s, self.norm_s([x, s], training=training))
+            x = self.conv_s(self.norm_s([x, s]))
         return x + h
 
     def compute_output_shape(self, input_shape):

@@ -46,6 +46,11 @@ def draw(logits, noise, temperature):
     return ops.sum(ops.cast(below <= threshold, "int32"), -1)
 
 
+def draws(network):
+    """Whether a network's pictures are drawn: its outputs are logits."""
+    return len(network.outputs[0].shape) == 5
+
+
 def check_sampling(samples, temperature, seed):
     """Raise InputError for settings of a command that no sampler can take."""
     if samples < 1:
@@ -107,8 +112,7 @@ class Sampler(keras.Model):
         if len(network.inputs) == 2:
             self.conditioning, self.prior = network.get_layer("conditioning"), network.get_layer("prior")
             self.blocks = [layer for layer in self.prior.layers if isinstance(layer, GatedPixelCNNBlock)]
-        self.gaussian = len(self.conditioning.output_shape) == 4
-        self.levels = 256 if self.gaussian else self.conditioning.output_shape[-1]
+        self.levels = self.conditioning.output_shape[-1] if draws(network) else 256
         self.compile(jit_compile=jit_compile)
 
     def sample(self, lr, temperature=1.0, seed=0, samples=1, batch=32):
@@ -141,7 +145,7 @@ class Sampler(keras.Model):
         lr, noise, temperature = inputs
         _, height, width, channels = noise.shape
         batch = ops.shape(noise)[0]
-        if self.gaussian:
+        if not draws(self.network):
             return ops.cast(ops.round(ops.clip(self.conditioning(lr, training=False), 0, 1) * 255), "int32")
         if self.prior is None:
             return draw(self.conditioning(lr, training=False), noise, temperature[:, None, None, None])
@@ -166,10 +170,10 @@ class Sampler(keras.Model):
                 drawn, *lefts = state
                 seen = [block.left(left, context[x])
                         for block, left, context in zip(self.blocks, lefts, contexts, strict=True)]
-                features, levels = pick(seen, logits[y, x], noise[y, x])
+                features = pick(seen, logits[y, x], noise[y, x])
                 lefts = [ops.concatenate([left[:, 1:], new[:, None]], 1)
                          for left, new in zip(lefts, features, strict=True)]
-                return written(drawn, x, levels), *lefts
+                return written(drawn, x, features[0]), *lefts
 
             drawn, *_ = ops.fori_loop(0, width, pixel, (ops.zeros_like(noise[0]), *map(zeros, self.blocks)))
             # The vertical stack of the first block sees the rows above: now also this one.
@@ -181,7 +185,7 @@ class Sampler(keras.Model):
         return ops.transpose(ops.cast(ops.round((picture + 0.5) * (self.levels - 1)), "int32"), (2, 0, 1, 3))
 
     def _colours(self, channels, temperature):
-        """Function that draws the colours of one pixel: -> (the features entering each block, levels)."""
+        """Function that draws one pixel and returns what enters each block: first the pixel itself."""
         head, last, levels = self.prior.get_layer("head"), self.prior.get_layer("last"), self.levels
         head_kernel, last_kernel = head.masked_kernel()[0, 0], last.masked_kernel()[0, 0]
         ends = np.cumsum(np.bincount(colour_groups(head.filters, channels)))
@@ -203,7 +207,7 @@ class Sampler(keras.Model):
                 level = draw(logits[:, colour] + prior, noise[:, colour], temperature)
                 drawn.append(ops.cast(level, "float32") / (levels - 1) - 0.5)
             features[0] = ops.stack(drawn, -1)
-            return features, features[0]
+            return features
 
         return pick
 

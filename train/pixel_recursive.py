@@ -222,9 +222,9 @@ class Validation:
 
     def __call__(self, network):
         self.sampler = self.sampler or Sampler(network)  # compiled once: the object stays the same
-        lr, drawn = self.sampled.lr, {"samples": self.sampler.sample(self.sampled.lr)}
+        lr = self.sampled.lr
+        drawn = {"samples": self.sampler.sample(lr), "greedy": self.sampler.sample(lr, np.inf)}
         scores = {**likelihood(network, self.pictures), **sample_quality(self.sampled, drawn["samples"])}
-        drawn["greedy"] = self.sampler.sample(lr, np.inf)
         return {f"val_{key}": value for key, value in scores.items()}, thumbnail_sheet(self.sampled, drawn)
 
 

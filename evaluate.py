@@ -2,6 +2,7 @@
 
     python evaluate.py weights/lapsrn-x2.keras --data photos
     python evaluate.py weights/lapsrn-x4.keras --data FOLDER --json result.json --figure result.png
+    python evaluate.py weights/srgan-x4.keras --data FOLDER --blend 0.5 --blend-with weights/srresnet-x4.keras
     python evaluate.py weights/pixel_recursive-celeba.keras --data FOLDER --crop face --samples 4
 
 Networks of any size: HR pictures are cropped to a multiple of the scale; LR is made from them, rounded to 8
@@ -33,18 +34,26 @@ from datasets.pictures import contact_sheet, to_float, to_uint8, write_picture
 from datasets.thumbnails import Crop, Thumbnails, parts
 from losses import bits_per_dimension
 from metrics import consistency, diversity, ms_ssim, psnr, quality, ssim
+from metrics.perceptual import LPIPS, SqueezeNetDistance
 from models import resolve
 from models.sampler import Sampler, check_sampling
 
-KEYS = ("psnr_y", "ssim_y", "psnr_rgb", "lr_psnr", "seconds")
+# Heading and format of every measure; distances come with their own names.
+COLUMNS = {"psnr_y": ("PSNR-Y", ".2f"), "ssim_y": ("SSIM-Y", ".4f"), "psnr_rgb": ("PSNR-RGB", ".2f"),
+           "lr_psnr": ("LR-PSNR", ".2f"), "colour_error": ("colour", ".2f"), "lpips": ("LPIPS", ".4f"),
+           "squeezenet_distance": ("Squeeze*", ".4f")}
 
 
-def evaluate(network, pairs):
+def evaluate(network, pairs, distances=None):
     """Measure a network on (name, lr, hr) triples, uint8.
 
+    Args:
+        distances: Dict of name -> function of (HR, SR), measured too, such as
+            `metrics.perceptual.LPIPS`.
+
     Returns:
-        A dict of `mean` and `bicubic`, each holding `psnr_y`, `ssim_y`, `psnr_rgb`,
-        `lr_psnr` (dB) and `seconds` a picture, `mpixel_per_second` (of HR), and
+        A dict of `mean` and `bicubic`, each holding what `metrics.quality` gives, the
+        distances and `seconds` a picture, `mpixel_per_second` (of HR), and
         `pictures`: a list of the same with `name`, and the same under `bicubic`.
     """
     scale = resolve.scale_of(network)
@@ -62,12 +71,16 @@ def evaluate(network, pairs):
             start = time.perf_counter()
             sr = upscale(lr)
             seconds = time.perf_counter() - start
-            row[method] = {**quality(hr, to_uint8(sr), scale), "seconds": seconds}
+            sr = to_uint8(sr)
+            row[method] = {**quality(hr, sr, scale),
+                           **{key: distance(hr, sr) for key, distance in (distances or {}).items()},
+                           "seconds": seconds}
         pictures.append({**row.pop("network"), **row})
     megapixels = sum(p["megapixels"] for p in pictures)
 
     def mean(rows):
-        means = {key: float(np.mean([row[key] for row in rows])) for key in KEYS}
+        keys = list(pictures[0]["bicubic"])
+        means = {key: float(np.mean([row[key] for row in rows])) for key in keys}
         return {**means, "mpixel_per_second": megapixels / sum(row["seconds"] for row in rows)}
 
     return {"mean": mean(pictures), "bicubic": mean([p["bicubic"] for p in pictures]),
@@ -76,14 +89,16 @@ def evaluate(network, pairs):
 
 def table(result):
     """The result as text, one line a picture and method."""
-    lines = [f"{'picture':24} {'':8} {'PSNR-Y':>7} {'SSIM-Y':>7} {'PSNR-RGB':>8} {'LR-PSNR':>7} {'MP/s':>7}"]
+    columns = {key: column for key, column in COLUMNS.items() if key in result["bicubic"]}
+    headings = "".join(f"{heading:>9}" for heading, _ in columns.values())
+    lines = [f"{'picture':24} {'':8}{headings}{'MP/s':>9}"]
     for row in (*result["pictures"], {"name": "mean", **result["mean"], "bicubic": result["bicubic"]}):
         for label, values in (("network", row), ("bicubic", row["bicubic"])):
             speed = values.get("mpixel_per_second") or row["megapixels"] / values["seconds"]
-            lines.append(
-                f"{row['name'][:24] if label == 'network' else '':24} {label:8} {values['psnr_y']:7.2f} "
-                f"{values['ssim_y']:7.4f} {values['psnr_rgb']:8.2f} {values['lr_psnr']:7.2f} {speed:7.2f}"
-            )
+            cells = "".join(f"{values[key]:>9{spec}}" for key, (_, spec) in columns.items())
+            lines.append(f"{row['name'][:24] if label == 'network' else '':24} {label:8}{cells}{speed:9.2f}")
+    if "squeezenet_distance" in columns:
+        lines.append("* SqueezeNet distance, uncalibrated")
     return "\n".join(lines)
 
 
@@ -237,6 +252,10 @@ def main(
     json_file: Annotated[str | None, tyro.conf.arg(name="json")] = None,
     figure_file: Annotated[str | None, tyro.conf.arg(name="figure")] = None,
     precision: Literal["float32", "bfloat16"] = "float32",
+    blend: float = 0.0,
+    blend_with: str = "",
+    lpips: str = "",
+    squeezenet: str = "",
     crop: Crop = "centre",
     held_out: int | None = None,
     samples: int = 1,
@@ -253,6 +272,12 @@ def main(
         json_file: Write all figures to this file.
         figure_file: Draw crops of LR, bicubic, SR and HR to this file.
         precision: What the network computes in.
+        blend: Interpolate the weights towards those of --blend-with: 0 is MODEL, 1 the other.
+        blend_with: Another network of the same structure, such as srresnet for srgan.
+        lpips: Also measure LPIPS, with torchvision's ImageNet weights of AlexNet or VGG16 in this
+            file (.pth); needs `pip install lpips`.
+        squeezenet: Also measure the SqueezeNet distance, uncalibrated, with Keras's weights of
+            SqueezeNet 1.1 without its top in this file (.h5).
         crop: Networks of one size: the square that is cut out of a picture.
         held_out: Networks of one size: measure one picture of a folder in so many, as training
             holds them out; the others are the known ones of nearest neighbour.
@@ -267,12 +292,19 @@ def main(
             raise InputError(f"{path}: its folder does not exist")
     if figure_file and Path(figure_file).suffix not in (".png", ".jpg", ".pdf", ".svg"):
         raise InputError(f"--figure: {figure_file} must end in .png, .jpg, .pdf or .svg")
-    network = resolve.load(model, precision)
+    distances = {}
+    if squeezenet:
+        distances["squeezenet_distance"] = SqueezeNetDistance(squeezenet)
+    if lpips:
+        distances["lpips"] = LPIPS(lpips)
+    network = resolve.load_blended(model, precision, blend, blend_with)
     scale, size = resolve.scale_of(network), resolve.lr_size(network)
     if size:
         check_sampling(samples, temperature, seed)
         if degradation != "bicubic":
             raise InputError(f"--degradation: {degradation} is not what networks of one size are for")
+        if distances:
+            raise InputError("--lpips, --squeezenet: pictures of networks of one size are too small")
         if held_out is not None and (held_out < 2 or not Path(data).is_dir()):
             raise InputError("--held-out: takes a number from 2 on, and --data a folder")
         known, examples = parts(data, held_out)
@@ -285,7 +317,7 @@ def main(
             write_picture(figure_file, thumbnail_sheet(pictures, drawn))
     else:
         pairs = list(degraded(load(data, "test", limit), scale, degradation))
-        result = evaluate(network, pairs)
+        result = evaluate(network, pairs, distances)
         print(table(result))
         if figure_file:
             figure(network, pairs).savefig(figure_file, dpi=110)

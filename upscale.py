@@ -2,6 +2,7 @@
 
     python upscale.py weights/lapsrn-x2.keras photo.jpg -o upscaled
     python upscale.py weights/lapsrn-x4.keras holiday/ "scans/*.tif" -o upscaled
+    python upscale.py weights/srgan-x4.keras photo.jpg --blend 0.3 --blend-with OTHER.keras -o up
     python upscale.py weights/pixel_recursive-celeba.keras face.jpg --crop face --samples 4 -o upscaled
 
 A picture of any kind and size works: grey, palette, CMYK, 16-bit, with alpha, rotated by
@@ -74,6 +75,8 @@ def main(
     /,
     output: Annotated[str, tyro.conf.arg(aliases=["-o"])],
     precision: Literal["float32", "bfloat16"] = "float32",
+    blend: float = 0.0,
+    blend_with: str = "",
     tile: int = 256,
     crop: Crop = "centre",
     samples: int = 1,
@@ -87,6 +90,9 @@ def main(
         inputs: Picture files, folders of pictures, and patterns such as "scans/*.tif".
         output: Folder for the results, NAME_xSCALE.png; a second NAME becomes NAME_xSCALE_2.png.
         precision: bfloat16 is faster on processors that have it, at a loss below 0.02 dB.
+        blend: Interpolate the weights towards those of --blend-with: 0 is MODEL, 1 the other. Between
+            srgan and srresnet, that is between sharpness and PSNR.
+        blend_with: Another network of the same structure, such as srresnet for srgan.
         tile: Size in LR pixels of the square computed at a time; memory grows with it.
         crop: Networks of one size: the square that is cut out, the largest in the middle or the
             face of an aligned CelebA picture.
@@ -100,7 +106,7 @@ def main(
     if not inputs:
         raise InputError("nothing to upscale: name picture files, folders or patterns")
     check_sampling(samples, temperature, seed)
-    network = resolve.load(model, precision)
+    network = resolve.load_blended(model, precision, blend, blend_with)
     size = resolve.lr_size(network)
     jobs = destinations(inputs, output, resolve.scale_of(network))
     try:

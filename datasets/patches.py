@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 
 from datasets.batches import numbered_batches
+from datasets.catalogue import load
 from datasets.color import luma
 from datasets.degradations import (
     blur_downsample,
@@ -20,6 +21,29 @@ from datasets.pictures import to_float, to_uint8
 
 KERNEL_SIZE = 11
 ALIGNMENT_SAMPLE = 32  # pictures: a shift is common to all
+
+
+def split(sources, val, test, seed, train=0):
+    """Read the pictures of all sources and part them at random: (train, val, test).
+
+    Args:
+        sources: Folders and names of the catalogue.
+        val: How many to choose the best epoch by.
+        test: How many for the table at the end.
+        seed: Of the choice.
+        train: How many to train on; 0: all that the others leave.
+
+    Raises:
+        InputError: if there are too few.
+    """
+    examples = [example for source in sources for example in load(source)]
+    wanted = train or max(1, len(examples) - val - test)
+    if val < 1 or wanted + val + test > len(examples):
+        raise InputError(f"data: {len(examples)} pictures are too few for {wanted} to train, {val} to "
+                         f"validate and {test} to test on")
+    order = np.random.default_rng(seed).permutation(len(examples))
+    parts = np.split(order, np.cumsum([wanted, val, test]))[:3]
+    return tuple([examples[i] for i in part] for part in parts)
 
 
 class Patches:

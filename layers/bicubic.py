@@ -1,4 +1,4 @@
-"""Fixed bicubic upsampling as one convolution."""
+"""Fixed bicubic resizing as convolutions, equal to MATLAB's imresize."""
 
 import keras
 import numpy as np
@@ -13,22 +13,27 @@ def cubic(x):
     return np.where(x <= 1, inner, np.where(x < 2, outer, 0.0))
 
 
-@keras.saving.register_keras_serializable(package="superres")
-class BicubicUpsampling2D(keras.layers.Layer):
-    """Bicubic upsampling: (B, H, W, C) -> (B, sH, sW, C), equal to MATLAB's imresize.
-
-    Edges are symmetric, so a picture must measure at least 2 x 2. The layer has no
-    weights, and it always computes in float32 or wider: in bfloat16 the picture
-    itself would lose its last bits.
-
-    Args:
-        scale: The upsampling factor s, an integer.
-    """
+class _Bicubic(keras.layers.Layer):
+    """Without weights, and always in float32 or wider: in bfloat16 pictures would lose their last bits."""
 
     def __init__(self, scale=2, dtype=None, **kwargs):
         wide = keras.dtype_policies.get(dtype).compute_dtype == "float64"
         super().__init__(dtype="float64" if wide else "float32", **kwargs)
         self.scale = scale
+
+    def get_config(self):
+        return {**super().get_config(), "scale": self.scale}
+
+
+@keras.saving.register_keras_serializable(package="superres")
+class BicubicUpsampling2D(_Bicubic):
+    """Bicubic upsampling: (B, H, W, C) -> (B, sH, sW, C), equal to MATLAB's imresize.
+
+    Edges are symmetric, so a picture must measure at least 2 x 2.
+
+    Args:
+        scale: The upsampling factor s, an integer.
+    """
 
     def build(self, input_shape):
         # Output pixel s*i + p lies at i + (p + 0.5) / s - 0.5 in the input; five taps
@@ -41,23 +46,55 @@ class BicubicUpsampling2D(keras.layers.Layer):
         self._kernel = kernel.reshape(5, 5, channels, -1).astype("float32")
 
     def call(self, inputs):
-        # The torch backend takes ops.pad's "symmetric" for "replicate": mirror by hand.
-        padded = ops.concatenate([ops.flip(inputs[:, :2], 1), inputs, ops.flip(inputs[:, -2:], 1)], 1)
-        padded = ops.concatenate(
-            [ops.flip(padded[:, :, :2], 2), padded, ops.flip(padded[:, :, -2:], 2)], 2
-        )
+        padded = _mirrored(_mirrored(inputs, 1, 2), 2, 2)
         kernel = ops.convert_to_tensor(self._kernel, dtype=padded.dtype)
         phases = ops.conv(padded, kernel, padding="valid", data_format="channels_last")
         return ops.depth_to_space(phases, self.scale, data_format="channels_last")
 
     def compute_output_shape(self, input_shape):
-        batch, height, width, channels = input_shape
-        return (
-            batch,
-            None if height is None else height * self.scale,
-            None if width is None else width * self.scale,
-            channels,
-        )
+        batch, *size, channels = input_shape
+        return (batch, *(None if n is None else n * self.scale for n in size), channels)
 
-    def get_config(self):
-        return {**super().get_config(), "scale": self.scale}
+
+@keras.saving.register_keras_serializable(package="superres")
+class BicubicDownsampling2D(_Bicubic):
+    """Antialiased bicubic downsampling: (B, sH, sW, C) -> (B, H, W, C), equal to MATLAB's imresize.
+
+    Edges are symmetric, so a picture must measure at least 3s / 2 each way.
+
+    Args:
+        scale: The factor s, an even integer that divides both sizes.
+
+    Raises:
+        ValueError: for an odd factor.
+    """
+
+    def __init__(self, scale=2, **kwargs):
+        super().__init__(scale, **kwargs)
+        if scale % 2:
+            raise ValueError(f"scale must be even, not {scale}")
+
+    def build(self, input_shape):
+        # Output pixel i lies at s*i + (s - 1) / 2; the kernel, widened by s, has 4s taps there.
+        taps = cubic((np.arange(4 * self.scale) - 2 * self.scale + 0.5) / self.scale)
+        self._kernel = np.multiply.outer(taps / taps.sum(), np.eye(input_shape[-1])).astype("float32")
+
+    def call(self, inputs):
+        kernel = ops.convert_to_tensor(self._kernel, dtype=inputs.dtype)
+        x = inputs
+        for axis, window in ((1, kernel[:, None]), (2, kernel[None])):  # rows first
+            strides = (self.scale, 1) if axis == 1 else (1, self.scale)
+            x = ops.conv(_mirrored(x, axis, 3 * self.scale // 2), window, strides, "valid", "channels_last")
+        return x
+
+    def compute_output_shape(self, input_shape):
+        batch, *size, channels = input_shape
+        return (batch, *(None if n is None else n // self.scale for n in size), channels)
+
+
+def _mirrored(x, axis, count):
+    """Continue an axis symmetrically by `count` on both sides."""
+    # The torch backend takes ops.pad's "symmetric" for "replicate": mirror by hand.
+    before = (slice(None),) * axis
+    first, last = x[(*before, slice(None, count))], x[(*before, slice(-count, None))]
+    return ops.concatenate([ops.flip(first, axis), x, ops.flip(last, axis)], axis)

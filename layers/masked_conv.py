@@ -72,7 +72,30 @@ class MaskedConv2D(keras.layers.Conv2D):
         self._mask = mask
 
     def convolution_op(self, inputs, kernel):
+        # Of narrow inputs, the parts would be too thin to be worth it.
+        wide = self.colours > 1 and kernel.shape[2] >= 256
+        if self.kernel_size == (1, 1) and self.mask_type == "B" and wide:
+            return self._by_colours(inputs, kernel)
         return super().convolution_op(inputs, kernel * ops.cast(self._mask, kernel.dtype))
+
+    def _by_colours(self, inputs, kernel):
+        """1x1, type B: each colour's features go to the outputs of this colour and the later ones.
+
+        The masked third of the products is not computed at all.
+        """
+        inputs_end, outputs_end = (
+            np.searchsorted(colour_groups(channels, self.colours), np.arange(self.colours), "right")
+            for channels in (kernel.shape[2], self.filters)
+        )
+        parts, done, later = [], [0, 0], 0
+        for features, *end in zip(
+            ops.split(inputs, inputs_end[:-1].tolist(), axis=-1), inputs_end, outputs_end, strict=True
+        ):
+            later += super().convolution_op(features, kernel[:, :, done[0] : end[0], done[1] :])
+            own, later = ops.split(later, [int(end[1] - done[1])], axis=-1)
+            parts.append(own)
+            done = end
+        return ops.concatenate(parts, axis=-1)
 
     def masked_kernel(self):
         """The kernel as it is used."""

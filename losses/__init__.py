@@ -1,7 +1,11 @@
 """Losses, written with `keras.ops` alone."""
 
+from losses.adversarial import relativistic, standard
 from losses.charbonnier import Charbonnier
+from losses.fidelity import Fidelity
 from losses.likelihood import bits_per_dimension, cross_entropy
 from losses.perceptual import Perceptual
+from losses.total_variation import total_variation
 
-__all__ = ["Charbonnier", "Perceptual", "bits_per_dimension", "cross_entropy"]
+__all__ = ["Charbonnier", "Fidelity", "Perceptual", "bits_per_dimension", "cross_entropy", "relativistic",
+           "standard", "total_variation"]

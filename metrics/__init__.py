@@ -1,5 +1,5 @@
-"""Measures of picture quality, in float64 numpy."""
+"""Measures of picture quality."""
 
-from metrics.image import consistency, diversity, lr_psnr, ms_ssim, psnr, quality, ssim
+from metrics.image import colour_error, consistency, diversity, lr_psnr, ms_ssim, psnr, quality, ssim
 
-__all__ = ["consistency", "diversity", "lr_psnr", "ms_ssim", "psnr", "quality", "ssim"]
+__all__ = ["colour_error", "consistency", "diversity", "lr_psnr", "ms_ssim", "psnr", "quality", "ssim"]

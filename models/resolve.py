@@ -38,6 +38,35 @@ def load(path, precision="float32"):
     return at_precision(network, precision)
 
 
+def load_blended(path, precision="float32", blend=0.0, other=""):
+    """Load a network, its weights interpolated towards another's: (1 - blend) w + blend v.
+
+    Networks trained one from the other can be blended, such as a pretrained and an
+    adversarial generator: every blend is a network between the two.
+
+    Args:
+        blend: 0 is the network itself, 1 the other.
+        other: The other network, a .keras file of the same structure.
+
+    Raises:
+        InputError: also if the two differ in structure.
+
+    Source: Wang et al., "ESRGAN", 2018, section 3.4.
+    """
+    network = load(path, precision)
+    if not 0 <= blend <= 1:
+        raise InputError(f"--blend: must lie between 0 and 1, not {blend}")
+    if not other and not blend:
+        return network
+    if not other:
+        raise InputError("--blend: needs --blend-with, the network to blend with")
+    pair = [network.get_weights(), load(other).get_weights()]
+    if [w.shape for w in pair[0]] != [w.shape for w in pair[1]]:
+        raise InputError(f"--blend-with: {other} has not the structure of {path}")
+    network.set_weights([(1 - blend) * w + blend * v for w, v in zip(*pair, strict=True)])
+    return network
+
+
 def at_precision(network, precision):
     """The same network and weights, computing in `"float32"` or `"bfloat16"`.
 

@@ -7,7 +7,8 @@ from datasets.catalogue import Example
 from datasets.color import luma
 from datasets.degradations import imresize, mod_crop, random_kernel, realworld
 from datasets.errors import InputError
-from datasets.patches import Patches, check_alignment, check_pair
+from datasets.patches import Patches, check_alignment, check_pair, split
+from datasets.pictures import write_picture
 from metrics import psnr
 
 DEGRADATIONS = ("bicubic", "realworld", "realworld-fresh")
@@ -204,3 +205,29 @@ def test_a_single_realworld_pair_is_not_taken_for_shifted(examples, scale):
         hr = mod_crop(hr, scale)
         lr = realworld(hr, scale, np.random.default_rng(seed))
         Patches([Example(name, hr, lr)], scale, 8, 1)
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory, photo):
+    """Two folders of four and two pictures."""
+    folders = [tmp_path_factory.mktemp("pictures") for _ in range(2)]
+    for number in range(6):
+        write_picture(folders[number // 4] / f"{number}.png", photo[number : number + 8, :8])
+    return [str(folder) for folder in folders]
+
+
+def test_split_is_disjoint_and_drawn_by_the_seed(folders):
+    def names(*args, **kwargs):
+        return [[example.name for example in part] for part in split(folders, *args, **kwargs)]
+
+    parts = names(2, 1, 0)
+    assert [len(part) for part in parts] == [3, 2, 1]
+    assert sorted(name for part in parts for name in part) == list("012345")
+    assert parts == names(2, 1, 0) != names(2, 1, 1)
+    assert [len(part) for part in names(2, 1, 0, train=2)] == [2, 2, 1]
+
+
+@pytest.mark.parametrize("arguments", [{"train": 5}, {"val": 0}, {"val": 5}])
+def test_too_few_pictures_are_an_error(folders, arguments):
+    with pytest.raises(InputError, match="data: 6 pictures are too few"):
+        split(folders, **{"val": 1, "test": 1, "seed": 0, **arguments})

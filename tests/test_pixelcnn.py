@@ -75,6 +75,22 @@ def test_masked_convolution_sums_over_the_past_only(rng, mask_type, colours, inp
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("colours", [1, 3])
+def test_wide_1x1_convolution_is_the_masked_product(rng, colours):
+    """It is computed in parts, without what the mask closes."""
+    x = tf.constant(rng.normal(size=(2, 3, 4, 257)).astype("float32"))
+    layer = MaskedConv2D(7, 1, "B", colours)
+    with tf.GradientTape() as tape:
+        actual = layer(x)
+        squares = tf.reduce_sum(actual**2)
+    seen = [*range(colours)] * 257
+    mask = np.less_equal.outer(sorted(seen[:257]), groups(7, colours))
+    kernel = layer.kernel.numpy()[0, 0] * mask
+    np.testing.assert_allclose(actual, x.numpy() @ kernel, atol=1e-5)
+    gradient = np.einsum("bhwi,bhwo->io", x, 2 * actual.numpy()) * mask
+    np.testing.assert_allclose(tape.gradient(squares, layer.kernel)[0, 0], gradient, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(("mask_type", "inputs"), [("A", 3), ("B", 7)])
 def test_masked_convolution_is_a_good_layer(run_layer_test, mask_type, inputs):
     run_layer_test(

@@ -13,13 +13,13 @@ import yaml
 import train.lapsrn as script
 from datasets.degradations import degraded
 from datasets.errors import InputError
-from datasets.patches import Patches
+from datasets.patches import Patches, split
 from datasets.pictures import read_picture, write_picture
 from evaluate import evaluate
 from losses import Charbonnier
 from models import resolve
 from models.lapsrn import lapsrn
-from train.lapsrn import PRESETS, Settings, main, split, take_weights, trainer
+from train.lapsrn import PRESETS, Settings, main, take_weights, trainer
 from train.loop import Keeper, Log, RunSettings
 
 STEPS = 3
@@ -28,8 +28,8 @@ STEPS = 3
 REPLICAS = """
 import sys
 import keras, numpy as np
-from datasets.patches import Patches
-from train.lapsrn import Settings, split, trainer, main
+from datasets.patches import Patches, split
+from train.lapsrn import Settings, trainer, main
 from train.loop import RunSettings, strategy
 
 data, folder = sys.argv[1:]
@@ -44,7 +44,7 @@ for replicas in (2, 1):
         before = model.network.get_weights()
         model.compile(keras.optimizers.SGD(0.1), model.loss)
         model.optimizer.build(model.trainable_variables)
-    patches = Patches(split(settings)[0], 4, 8, 4, channels=1, pyramid=True)
+    patches = Patches(split((data,), 1, 0, 0)[0], 4, 8, 4, channels=1, pyramid=True)
     history = model.fit(patches.dataset(), steps_per_epoch=1, verbose=0).history
     results.append((model.network.get_weights(), history))
 (two, logs_two), (one, logs_one) = results
@@ -152,7 +152,7 @@ def test_training_beats_bicubic_on_what_it_learns_from(tiny, tmp_path):
     main("quick", settings)
     log = rows(tmp_path / "run")
     assert float(log[1]["loss"]) < float(log[0]["loss"])
-    pairs = list(degraded(split(settings)[0], 2, "bicubic"))
+    pairs = list(degraded(split(settings.data, 1, 1, 0)[0], 2, "bicubic"))
     result = evaluate(resolve.load(tmp_path / "run" / "model.keras"), pairs)
     assert result["mean"]["psnr_y"] > result["bicubic"]["psnr_y"] + 0.1
 
@@ -314,7 +314,7 @@ def test_perceptual_loss_trains(tiny, tmp_path):
 def test_loss_sees_the_levels_that_the_settings_name(tiny, levels):
     settings = tiny(scale=4, levels=levels)
     model = trainer(settings)
-    examples = split(settings)[0]
+    examples = split(settings.data, 1, 1, 0)[0]
     batch = Patches(examples, 4, 8, 4, channels=1, pyramid=levels == "all")[0]
     outputs = model.network(batch[0])
     expected = sum(
@@ -381,22 +381,6 @@ def test_a_network_starts_from_the_levels_of_another(tiny, tmp_path, randomize):
 def test_a_network_that_shares_nothing_cannot_be_started_from():
     with pytest.raises(InputError, match="start: lapsrn_x4 has no layer in common with lapsrn_x2"):
         take_weights(lapsrn(2, filters=4, depth=1), lapsrn(4, filters=5, depth=1, channels=3))
-
-
-def test_split_is_disjoint_and_drawn_by_the_seed(tiny):
-    settings = tiny(val_pictures=2, test_pictures=1)
-    names = [[example.name for example in part] for part in split(settings)]
-    assert [len(part) for part in names] == [3, 2, 1]
-    assert sorted(name for part in names for name in part) == list("012345")
-    assert names == [[example.name for example in part] for part in split(settings)]
-    settings.run.seed = 1
-    assert names != [[example.name for example in part] for part in split(settings)]
-
-
-@pytest.mark.parametrize("changes", [{"train_pictures": 5}, {"val_pictures": 0}, {"val_pictures": 5}])
-def test_too_few_pictures_are_an_error(tiny, changes):
-    with pytest.raises(InputError, match="data: 6 pictures are too few"):
-        split(tiny(**changes))
 
 
 def test_log_can_be_cut_back(tmp_path):

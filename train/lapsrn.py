@@ -16,13 +16,11 @@ import dataclasses
 from typing import Literal
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from datasets.catalogue import load
 from datasets.degradations import degraded
 from datasets.errors import InputError
-from datasets.patches import Patches
+from datasets.patches import Patches, split
 from evaluate import evaluate, table
 from losses import Charbonnier, Perceptual
 from models import resolve
@@ -195,23 +193,6 @@ def take_weights(network, source):
         raise InputError(f"start: {source.name} has no layer in common with {network.name}")
 
 
-def split(settings):
-    """Read the pictures and part them, at random by the seed: (train, val, test)."""
-    examples = [example for source in settings.data for example in load(source)]
-    held_out = settings.val_pictures + settings.test_pictures
-    train_pictures = settings.train_pictures or len(examples) - held_out
-    if train_pictures < 1 or settings.val_pictures < 1 or train_pictures + held_out > len(examples):
-        raise InputError(
-            f"data: {len(examples)} pictures are too few for {max(train_pictures, 1)} to train, "
-            f"{settings.val_pictures} to validate and {settings.test_pictures} to test on"
-        )
-    order = np.random.default_rng(settings.run.seed).permutation(len(examples))
-    train, val, test, _ = np.split(
-        order, np.cumsum([train_pictures, settings.val_pictures, settings.test_pictures])
-    )
-    return tuple([examples[i] for i in part] for part in (train, val, test))
-
-
 def main(preset: str, settings: Settings):
     """Train, then print the table of the held-out pictures: test, or validation where there is no test.
 
@@ -220,7 +201,8 @@ def main(preset: str, settings: Settings):
     for name in ("patch", "batch", "filters", "epochs", "steps"):
         if getattr(settings, name) < 1:
             raise InputError(f"{name}: must be at least 1, not {getattr(settings, name)}")
-    train, val, test = split(settings)
+    train, val, test = split(settings.data, settings.val_pictures, settings.test_pictures,
+                             settings.run.seed, settings.train_pictures)
     val, test = (list(degraded(part, settings.scale, settings.degradation)) for part in (val, test))
     patches = Patches(
         train, settings.scale, settings.patch, settings.batch, channels=settings.channels,

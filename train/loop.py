@@ -75,24 +75,23 @@ def strategy(replicas):
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(wanted)])
 
 
-def fit(build, batches, validation, settings, *, run, paper, preset, epochs, steps):
+def fit(build, batches, validation, settings, *, run, paper, preset, epochs, steps, callbacks=()):
     """Train until `epochs` are done, going on from where the run in its folder stopped.
 
     Args:
         build: Function that returns a compiled trainer: a `keras.Model` with a
-            `train_step` and a `network` to save.
+            `train_step`, a `network` to save and an `optimizer` of it. Whatever else it
+            trains, it builds the optimisers of.
         batches: `datasets.patches.Patches` or the like: `batch`, the size of a batch, and
             `dataset(start)`.
-        validation: Called with the network after every epoch, such as
-            `PictureValidation`: returns a dict of scores and a picture of samples. Its
-            `key` names the score that the best epoch is chosen by, its `better` whether
-            `max` or `min` of it.
+        validation: A `Validation`.
         settings: The whole settings dataclass, kept in the run's folder.
         run: `RunSettings`.
         paper: Name of the paper, for the default folder.
         preset: Name of the preset, for the default folder.
         epochs: Total number of epochs.
         steps: Steps an epoch.
+        callbacks: More of Keras's callbacks; at the end of an epoch they find its files.
 
     Returns:
         The run's folder.
@@ -113,7 +112,7 @@ def fit(build, batches, validation, settings, *, run, paper, preset, epochs, ste
         )
     with distribution.scope():
         trainer = build()
-        trainer.optimizer.build(trainer.trainable_variables)
+        trainer.optimizer.build(trainer.network.trainable_variables)
 
     log = Log(folder / "log.csv", validation.key, validation.better)
     if backup.exists():
@@ -137,7 +136,8 @@ def fit(build, batches, validation, settings, *, run, paper, preset, epochs, ste
         epochs=epochs,
         steps_per_epoch=steps,
         shuffle=False,
-        callbacks=[keeper, keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False)],
+        callbacks=[keeper, *callbacks,
+                   keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False)],
         verbose=1 if sys.stdout.isatty() else 2,
     )
     if keeper.failure:
@@ -183,10 +183,28 @@ class Log:
         return last not in before and last == self.better(*before, last, last)
 
 
-class PictureValidation:
+class Validation:
+    """What judges the network after every epoch.
+
+    Called with the network, it returns a dict of scores and a picture of samples. The
+    best epoch is the one with the `better` (`max` or `min`) value of `key` in the log.
+    """
+
+    key, better = "epoch", staticmethod(max)  # the last one
+
+    def failure(self, row):
+        """What is wrong with a row of the log, so that training must stop; None: nothing."""
+        wrong = [key for key, value in row.items() if not math.isfinite(value)]
+        return f"{wrong[0]} is {row[wrong[0]]} after epoch {row['epoch']}" if wrong else None
+
+    def draw(self, folder, rows):
+        """Draw into the run's folder, given all rows of the log, whatever shows its progress."""
+
+
+class PictureValidation(Validation):
     """PSNR and SSIM of held-out pictures: list of (name, LR, HR), uint8."""
 
-    key, better = "val_psnr_y", staticmethod(max)
+    key = "val_psnr_y"
 
     def __init__(self, pairs):
         self.pairs = pairs
@@ -234,14 +252,15 @@ class Keeper(keras.callbacks.Callback):
         self.model.optimizer.finalize_variable_values(self.copy.trainable_variables)
         scores, sheet = self.validation(self.copy)
         logs.update(scores)
-        if wrong := [key for key, value in scores.items() if not math.isfinite(value)]:
-            self.failure = f"{wrong[0]} is {scores[wrong[0]]} after epoch {epoch + 1}"
+        step = (epoch + 1) * self.steps
+        row = {"epoch": epoch + 1, "step": step, "seconds": round(seconds, 2),
+               **{key: round(float(value), 6) for key, value in logs.items()}}
+        self.failure = self.validation.failure(row)
+        if self.failure:
             self.model.stop_training = True
             return
 
-        step = (epoch + 1) * self.steps
-        row = {"epoch": epoch + 1, "step": step, "seconds": round(seconds, 2)}
-        self.log.add({**row, **{key: round(float(value), 6) for key, value in logs.items()}})
+        self.log.add(row)
         if self.log.is_best():
             save(self.copy, self.folder / "model.keras")
         save(self.copy, self.folder / "last.keras")
@@ -252,6 +271,7 @@ class Keeper(keras.callbacks.Callback):
         with self.images.as_default():
             tf.summary.image("samples", sheet[None], step=epoch + 1)
         self.images.flush()
+        self.validation.draw(self.folder, self.log.rows)
         # The backup comes last: a run killed before this line repeats the epoch.
         part = self.folder / "backup.part.weights.h5"
         self.model.save_weights(part)

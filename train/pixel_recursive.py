@@ -30,7 +30,7 @@ from losses import cross_entropy
 from models import resolve
 from models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
 from models.sampler import Sampler
-from train.loop import RunSettings, fit
+from train.loop import RunSettings, Validation, fit
 
 
 @dataclasses.dataclass
@@ -210,7 +210,7 @@ class PixelRecursiveTrainer(keras.Model):
         return nats + (start + (end - start) * progress) * cross_entropy(hr, a), nats / np.log(2)
 
 
-class Validation:
+class ThumbnailValidation(Validation):
     """Likelihood and samples of held-out pictures (`Thumbnails`)."""
 
     better = staticmethod(min)
@@ -279,8 +279,8 @@ def main(preset: str, settings: Settings):
             raise InputError(f"{name}: must be at least {smallest}, not {numbers[name]}")
     train, val, test = split(settings)
     folder = fit(
-        lambda: trainer(settings), train, Validation(val, settings.model), settings, run=settings.run,
-        paper="pixel_recursive", preset=preset, epochs=settings.epochs, steps=settings.steps,
+        lambda: trainer(settings), train, ThumbnailValidation(val, settings.model), settings,
+        run=settings.run, paper="pixel_recursive", preset=preset, epochs=settings.epochs, steps=settings.steps,
     )
     result, drawn = evaluate_thumbnails(resolve.load(folder / "model.keras"), test[:100], train)
     write_picture(folder / "samples" / "test.png", thumbnail_sheet(test, drawn))

@@ -1,0 +1,28 @@
+"""Faithfulness to the picture that was given."""
+
+import keras
+from keras import ops
+
+from layers import BicubicDownsampling2D
+
+
+@keras.saving.register_keras_serializable(package="superres")
+class Fidelity(keras.losses.Loss):
+    """|LR - D SR|, averaged: how far SR, shrunk by MATLAB's bicubic, is from LR.
+
+    Takes LR (B, H, W, C) and SR (B, sH, sW, C), values in [0, 1]; one value a picture.
+
+    Args:
+        scale: SR's size over LR's.
+    """
+
+    def __init__(self, scale, name="fidelity", **kwargs):
+        super().__init__(name=name, **kwargs)
+        self.scale = scale
+        self.downsample = BicubicDownsampling2D(scale)
+
+    def call(self, y_true, y_pred):
+        return ops.mean(ops.abs(y_true - self.downsample(y_pred)), axis=(1, 2, 3))
+
+    def get_config(self):
+        return {**super().get_config(), "scale": self.scale}

@@ -1,0 +1,91 @@
+"""SRGAN: a residual generator (SRResNet) and the discriminator it is trained against.
+
+Sources: Ledig et al., "Photo-Realistic Single Image Super-Resolution Using a Generative
+Adversarial Network", CVPR 2017, figure 4 (the paper); the report "Image Super-Resolution
+using Generative Adversarial Networks", section 3 (the report).
+"""
+
+import keras
+from keras import layers
+
+from datasets.errors import InputError
+from layers import PolyphaseConv2D, SubPixelConv2D
+
+SCALES = (2, 4, 8)
+
+
+def generator(scale=4, blocks=5, filters=64, prelu="scalar", name=None):
+    """Build the generator: (B, H, W, 3) in [0, 1] -> (B, sH, sW, 3) in [0, 1].
+
+    Args:
+        scale: 2, 4 or 8.
+        blocks: Residual blocks; the paper has 16.
+        filters: Channels of every feature map.
+        prelu: What a PReLU learns: one slope, `"scalar"` (the report), or one for each
+            `"channel"` (the paper).
+        name: The network's name.
+
+    Raises:
+        InputError: for another scale or kind of PReLU.
+
+    Example:
+        >>> generator(scale=2).count_params()
+        587914
+    """
+    if scale not in SCALES:
+        raise InputError(f"scale must be one of {SCALES}, not {scale}")
+    if prelu not in ("scalar", "channel"):
+        raise InputError(f"prelu: must be scalar or channel, not {prelu}")
+
+    def conv(x, kernel_size):
+        return layers.Conv2D(filters, kernel_size, padding="same")(x)
+
+    def activate(x):
+        shared = [1, 2, 3] if prelu == "scalar" else [1, 2]
+        return layers.PReLU(alpha_initializer=keras.initializers.Constant(0.25), shared_axes=shared)(x)
+
+    def normalise(x):
+        return layers.BatchNormalization(synchronized=True)(x)
+
+    lr = keras.Input((None, None, 3), name="lr")
+    x = head = activate(conv(lr, 9))
+    for _ in range(blocks):
+        h = activate(normalise(conv(x, 3)))
+        x = layers.Add()([x, normalise(conv(h, 3))])
+    x = layers.Add()([head, normalise(conv(x, 3))])
+    for _ in range(SCALES.index(scale) + 1):
+        x = activate(SubPixelConv2D(filters, 3, scale=2)(x))
+    x = PolyphaseConv2D(3, 9)(x)
+    x = layers.Activation("tanh", dtype="float32")(x)
+    sr = layers.Rescaling(0.5, 0.5, dtype="float32", name="sr")(x)
+    return keras.Model(lr, sr, name=name or f"srgan_x{scale}")
+
+
+def discriminator(filters=64, size=None, name="discriminator"):
+    """Build the discriminator: (B, H, W, 3) in [0, 1] -> logits (B, 1); positive means real.
+
+    Args:
+        filters: Channels of the first feature map; the last has eight times as many.
+        size: None for the report's head, which averages over the picture and takes any
+            size; or the height and width of HR for the paper's, dense over all positions.
+        name: The network's name.
+
+    Example:
+        >>> discriminator()(keras.ops.ones((1, 96, 96, 3))).shape
+        (1, 1)
+    """
+    hr = x = keras.Input((size, size, 3), name="hr")
+    for i, (factor, strides) in enumerate((f, s) for f in (1, 2, 4, 8) for s in (1, 2)):
+        x = layers.Conv2D(filters * factor, 3, strides, "same")(x)
+        if i:
+            x = layers.BatchNormalization(synchronized=True)(x)
+        x = layers.LeakyReLU(0.2)(x)
+    if size:
+        x = layers.Flatten()(x)
+        x = layers.LeakyReLU(0.2)(layers.Dense(16 * filters)(x))
+        logits = layers.Dense(1, dtype="float32", name="logits")(x)
+    else:
+        x = layers.GlobalAveragePooling2D(keepdims=True)(x)
+        x = layers.LeakyReLU(0.2)(layers.Conv2D(16 * filters, 1)(x))
+        logits = layers.Flatten(name="logits")(layers.Conv2D(1, 1, dtype="float32")(x))
+    return keras.Model(hr, logits, name=name)

@@ -1,0 +1,89 @@
+"""What the two adversarial trainings share: how their networks are judged, and what a run draws."""
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from datasets.degradations import imresize
+from datasets.pictures import to_uint8
+from metrics import quality
+from models.resolve import load, resolve
+from train.loop import PictureValidation, panels
+
+COLLAPSE_DB = 6  # sharp pictures may have 3 dB less than bicubic ones; ruined ones have far less
+
+
+class GANValidation(PictureValidation):
+    """PSNR and SSIM of held-out pictures, and the plots of an adversarial run.
+
+    The last epoch counts as the best: a sharper network has a lower PSNR. What is not
+    finite stops the run, and so does a collapse: PSNR 6 dB below bicubic interpolation's.
+
+    Besides the samples, the run's folder gets `losses.png`, every column of the log over
+    the epochs, and `comparison.png`, the networks of its snapshots side by side.
+
+    Args:
+        pairs: List of (name, LR, HR), uint8.
+        warm_up: Epochs before the discriminator joins.
+        steps: Steps an epoch.
+    """
+
+    key = "epoch"
+
+    def __init__(self, pairs, warm_up, steps):
+        super().__init__(pairs)
+        self.warm_up, self.steps = warm_up, steps
+        scale = pairs[0][2].shape[0] // pairs[0][1].shape[0]
+        self.bicubic = np.mean([quality(hr, imresize(lr, scale), scale)["psnr_y"] for _, lr, hr in pairs])
+
+    def failure(self, row):
+        if row["epoch"] > self.warm_up and row["val_psnr_y"] < self.bicubic - COLLAPSE_DB:
+            return (f"collapsed in epoch {row['epoch']}: PSNR {row['val_psnr_y']:.2f} dB where bicubic "
+                    f"interpolation has {self.bicubic:.2f}")
+        return super().failure(row)
+
+    def draw(self, folder, rows):
+        curves(rows, self.warm_up).savefig(folder / "losses.png", dpi=80)
+        if rows and (folder / f"step_{rows[-1]['step']}.keras").exists():
+            self._comparison(folder).savefig(folder / "comparison.png", dpi=110)
+
+    def _comparison(self, folder):
+        """A row for each of up to three pictures, a column for each snapshot."""
+        steps = sorted(int(path.stem.removeprefix("step_")) for path in folder.glob("step_*.keras"))
+        columns = []
+        for step in steps:
+            epoch, network = step // self.steps, load(folder / f"step_{step}.keras")
+            title = "warm-up" if epoch <= self.warm_up else f"{epoch - self.warm_up} epochs"
+            columns.append((title, [to_uint8(resolve(network, lr)) for _, lr, _ in self.pairs[:3]]))
+        rows = min(3, len(self.pairs))
+        sheet = Figure(figsize=(2.2 * (len(columns) + 2), 2.3 * rows))
+        axes = sheet.subplots(rows, len(columns) + 2, squeeze=False)
+        for i, (_, lr, hr) in enumerate(self.pairs[:3]):
+            shown = [(title, panels(lr, pictures[i], hr, 128)[2]) for title, pictures in columns]
+            _, bicubic, _, truth = panels(lr, hr, hr, 128)
+            for axis, (title, picture) in zip(
+                axes[i], [("bicubic", bicubic), *shown, ("HR", truth)], strict=True
+            ):
+                axis.imshow(picture.squeeze(), cmap="gray", vmin=0, vmax=255)
+                axis.set_title(title if i == 0 else "", fontsize=9)
+                axis.axis("off")
+        sheet.tight_layout()
+        return sheet
+
+
+def curves(rows, warm_up=0):
+    """Every column of a log over the epochs: a matplotlib figure."""
+    keys = [key for key in dict.fromkeys(key for row in rows for key in row)
+            if key not in ("epoch", "step", "seconds")]
+    lines = -(-len(keys) // 4)
+    figure = Figure(figsize=(13, 2.4 * lines))
+    axes = figure.subplots(lines, 4, squeeze=False)
+    for axis, key in zip(axes.flat, keys, strict=False):
+        points = [(row["epoch"], row[key]) for row in rows if key in row]
+        axis.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else None)
+        axis.set_title(key.replace("_", " "), fontsize=9)
+        if 0 < warm_up < rows[-1]["epoch"]:
+            axis.axvline(warm_up + 0.5, color="grey", linewidth=0.7, linestyle=":")
+    for axis in axes.flat[len(keys):]:
+        axis.axis("off")
+    figure.tight_layout()
+    return figure

@@ -1,0 +1,312 @@
+"""Train SRGAN: a warm-up on pixels, then the game against the discriminator, in one run.
+
+    python train/srgan.py reported --data FOLDER      the report's settings, x2
+    python train/srgan.py paper --data FOLDER         the paper's, x4: weeks without a GPU
+    python train/srgan.py improved --data FOLDER      the settings of the shipped weights, x4
+    python train/srgan.py improved-x2 --data FOLDER   the same for x2
+    python train/srgan.py quick                       minutes on two CPU cores, no data needed
+
+Sources: Ledig et al., "Photo-Realistic Single Image Super-Resolution Using a Generative
+Adversarial Network", CVPR 2017 (the paper), and the report "Image Super-Resolution using
+Generative Adversarial Networks", whose sections the comments name.
+"""
+
+from commands import command  # first: it quietens TensorFlow
+
+# isort: split
+import dataclasses
+from typing import Literal
+
+import keras
+import tensorflow as tf
+
+from datasets.degradations import degraded
+from datasets.errors import InputError
+from datasets.patches import Patches, split
+from evaluate import evaluate, table
+from losses import Fidelity, Perceptual, relativistic, standard, total_variation
+from models import resolve
+from models.srgan import discriminator, generator
+from train.gan import GANValidation
+from train.loop import PictureValidation, RunSettings, fit
+
+
+@dataclasses.dataclass
+class Settings:
+    """SRGAN."""
+
+    # Data (2)
+    data: tuple[str, ...] = ("photos",)
+    """Where HR pictures come from: folders or names of the catalogue."""
+    scale: Literal[2, 4, 8] = 4
+    """HR's size over LR's."""
+    val_pictures: int = 5
+    """Pictures held out and measured after every epoch."""
+    test_pictures: int = 5
+    """Pictures held out for the table at the end."""
+    crop: int = 96
+    """Size of an HR patch in pixels."""
+    batch: int = 16
+    """Patches a batch, over all devices together."""
+
+    # Networks (3.2)
+    blocks: int = 5
+    """Residual blocks of the generator; the paper has 16."""
+    prelu: Literal["scalar", "channel"] = "scalar"
+    """Slopes of a PReLU: one, or one for each channel (the paper)."""
+    head: Literal["average", "dense"] = "average"
+    """The discriminator's: averages over the picture, or dense over all positions (the paper)."""
+
+    # Loss of the generator (4.1): the warm-up has the pixels' alone, the game the sum of these
+    pixel: float = 1.0
+    """Weight of the pixels' loss in the game."""
+    pixel_loss: Literal["mse", "l1"] = "mse"
+    """Mean of squared, or of absolute differences."""
+    vgg: float = 0.0
+    """Weight of the mean squared difference of VGG19's features, times 1 / 12.75."""
+    vgg_layer: str = "block2_conv2"
+    """The layer: block2_conv2 is the paper's VGG22, block5_conv4 its VGG54."""
+    vgg_weights: str = "imagenet"
+    """`imagenet` (downloaded by Keras), or a file of VGG19 weights (.h5, .npz)."""
+    adversarial: float = 1e-3
+    """Weight of the adversarial loss."""
+    game: Literal["standard", "relativistic"] = "standard"
+    """Is this picture real, or is it more real than its counterpart?"""
+    variation: float = 0.0
+    """Weight of the total variation."""
+    fidelity: float = 0.0
+    """Weight of |LR - shrunk SR|, which holds colours fast."""
+
+    # Optimisation (5.2)
+    start: str = ""
+    """A saved generator to start from; with --warm-up 0, the game begins at once."""
+    warm_up: int = 10
+    """Epochs on pixels alone."""
+    epochs: int = 40
+    """Epochs of the game after it; 0 trains the generator alone (SRResNet)."""
+    steps: int = 50
+    """Steps an epoch."""
+    warm_up_rate: float = 1e-4
+    """Adam's learning rate at the start of the warm-up."""
+    learning_rate: float = 1e-4
+    """Adam's learning rate at the start of the game, for both networks."""
+    beta_2: float = 0.9999
+    """Adam's; beta_1 is 0.9."""
+    schedule: Literal["constant", "step", "cosine"] = "constant"
+    """Of both phases: constant; a tenth for the second half of the game (the paper); to zero as a cosine."""
+    ema: float = 0.0
+    """Momentum of a running average of the generator's weights, which then is what is saved; 0: none."""
+
+    run: RunSettings = dataclasses.field(default_factory=RunSettings)
+
+
+# The report's loss table gives 0.0041 for "perceptual loss", which its section 4.1.1
+# calls the per-pixel loss. Its epoch is taken to be one crop of each of DIV2K's 800 pictures.
+REPORTED = Settings(scale=2, pixel=0.0041, vgg=0.001)
+PAPER = Settings(blocks=16, prelu="channel", head="dense", pixel=0.0, vgg=1.0, vgg_layer="block5_conv4",
+                 warm_up=1000, epochs=200, steps=1000, beta_2=0.999, schedule="step")
+IMPROVED = Settings(
+    pixel_loss="l1", vgg=0.1, adversarial=5e-3, game="relativistic", fidelity=1.0, warm_up=24, epochs=16,
+    steps=250, warm_up_rate=1e-3, beta_2=0.99, schedule="cosine", ema=0.99,
+    run=RunSettings(precision="mixed_bfloat16"),
+)
+PRESETS = {
+    "reported": ("The report's x2: weights of its table, 40 epochs.", REPORTED),
+    "paper": ("The paper's x4: 16 blocks, VGG54.", PAPER),
+    "improved": ("x4 as shipped: relativistic, colours held fast, averaged weights.", IMPROVED),
+    "improved-x2": ("x2 as shipped.", dataclasses.replace(IMPROVED, scale=2)),
+    "quick": ("A small x2 network on photographs that scikit-image ships, pixels and the game alone.",
+              dataclasses.replace(IMPROVED, scale=2, blocks=2, crop=48, vgg=0.0, warm_up=4, epochs=4,
+                                  steps=50, val_pictures=1, test_pictures=0, run=RunSettings())),
+}
+
+
+class SRGANTrainer(keras.Model):
+    """Trains `network`, the generator, and `discriminator` on batches (lr, (hr,)).
+
+    Until `playing`, on the pixels' loss alone.
+
+    Args:
+        network: The generator.
+        discriminator: From pictures to logits (B, 1).
+        terms: Dict of name -> (weight, function of (lr, hr, sr)) of the generator's loss,
+            with `"pixel"` among them. Functions give one value a picture.
+        game: `losses.standard` or `losses.relativistic`.
+        adversarial: Weight of the adversarial loss.
+    """
+
+    def __init__(self, network, discriminator, terms, game, adversarial, **kwargs):
+        super().__init__(**kwargs)
+        self.network, self.discriminator = network, discriminator
+        self.terms, self.game, self.adversarial = terms, game, adversarial
+        self.playing = False
+        names = ("loss", *terms, "adversarial", "discriminator", "accuracy", "generator_gradient",
+                 "discriminator_gradient")
+        self.means = {name: keras.metrics.Mean(name=name) for name in names}
+        self.built = True  # nothing but the networks has weights
+
+    def compile(self, optimizer, discriminator_optimizer):
+        super().compile(optimizer=optimizer)
+        self.discriminator_optimizer = discriminator_optimizer
+        discriminator_optimizer.build(self.discriminator.trainable_variables)
+
+    @property
+    def metrics(self):
+        return list(self.means.values())
+
+    def train_step(self, batch):
+        lr, (hr,) = batch
+        # Gradients are summed over the replicas.
+        share = 1 / tf.distribute.get_strategy().num_replicas_in_sync
+        with tf.GradientTape() as tape, tf.GradientTape() as discriminator_tape:
+            sr = self.network(lr, training=True)
+            terms = self.terms if self.playing else {"pixel": (1, self.terms["pixel"][1])}
+            shown = {name: tf.reduce_mean(term(lr, hr, sr)) for name, (_, term) in terms.items()}
+            loss = sum(weight * shown[name] for name, (weight, _) in terms.items())
+            if self.playing:
+                real, fake = (self.discriminator(pictures, training=True) for pictures in (hr, sr))
+                shown["adversarial"], shown["discriminator"] = map(tf.reduce_mean, self.game(real, fake))
+                loss += self.adversarial * shown["adversarial"]
+                discriminator_loss = share * shown["discriminator"]
+            generator_loss = share * loss
+        shown["loss"] = loss
+
+        # Both networks answer to each other as they were: one pass through the discriminator
+        # serves both gradients.
+        variables = self.network.trainable_variables
+        gradients = tape.gradient(generator_loss, variables)
+        if self.playing:
+            others = self.discriminator.trainable_variables
+            other_gradients = discriminator_tape.gradient(discriminator_loss, others)
+            self.discriminator_optimizer.apply(other_gradients, others)
+            shown["accuracy"] = tf.reduce_mean(tf.cast(real > fake, "float32"))
+            shown["discriminator_gradient"] = tf.linalg.global_norm(other_gradients)
+        shown["generator_gradient"] = tf.linalg.global_norm(gradients)
+        self.optimizer.apply(gradients, variables)
+
+        for name, value in shown.items():
+            self.means[name].update_state(value)
+        return {name: self.means[name].result() for name in shown}
+
+
+class Phases(keras.callbacks.Callback):
+    """Lets the discriminator join after so many epochs of warm-up."""
+
+    def __init__(self, warm_up):
+        super().__init__()
+        self.warm_up = warm_up
+
+    def on_epoch_begin(self, epoch, logs=None):
+        playing = epoch >= self.warm_up
+        if playing != self.model.playing:
+            self.model.playing = playing
+            self.model.make_train_function(force=True)
+
+
+@keras.saving.register_keras_serializable(package="superres")
+class TwoPhases(keras.optimizers.schedules.LearningRateSchedule):
+    """One schedule for the first steps, another, which starts from zero, for the others."""
+
+    def __init__(self, first, second, steps):
+        self.first, self.second, self.steps = first, second, steps
+
+    def __call__(self, step):
+        first = self.first(keras.ops.minimum(step, self.steps))
+        return keras.ops.where(step < self.steps, first, self.second(keras.ops.maximum(step - self.steps, 0)))
+
+    def get_config(self):
+        return {"first": self.first, "second": self.second, "steps": self.steps}
+
+
+def schedules(settings):
+    """Learning rates of the generator and of the discriminator, which joins later."""
+    schedules = keras.optimizers.schedules
+    warm_up, game = settings.warm_up * settings.steps, max(1, settings.epochs * settings.steps)
+
+    def constant(rate):
+        return schedules.PiecewiseConstantDecay([0], [rate, rate])
+
+    def playing():
+        if settings.schedule == "cosine":
+            return schedules.CosineDecay(settings.learning_rate, game)
+        if settings.schedule == "step":
+            return schedules.PiecewiseConstantDecay(
+                [game // 2], [settings.learning_rate, settings.learning_rate / 10])
+        return constant(settings.learning_rate)
+
+    warming = (schedules.CosineDecay(settings.warm_up_rate, max(1, warm_up)) if settings.schedule == "cosine"
+               else constant(settings.warm_up_rate))
+    return TwoPhases(warming, playing(), warm_up), playing()
+
+
+def trainer(settings):
+    """The compiled trainer that the settings describe."""
+    network = generator(settings.scale, settings.blocks, prelu=settings.prelu)
+    if settings.start:
+        try:
+            network.set_weights(resolve.load(settings.start).get_weights())
+        except ValueError:
+            raise InputError(f"start: {settings.start} is no generator of x{settings.scale} with "
+                             f"{settings.blocks} blocks and {settings.prelu} PReLU") from None
+    terms = {"pixel": (settings.pixel, {"mse": _mse, "l1": _l1}[settings.pixel_loss])}
+    if settings.vgg:
+        perceptual = Perceptual(settings.vgg_layer, settings.vgg_weights)
+        terms["vgg"] = (settings.vgg, lambda lr, hr, sr: perceptual.call(hr, sr))
+    if settings.variation:
+        terms["variation"] = (settings.variation, lambda lr, hr, sr: total_variation(sr))
+    if settings.fidelity:
+        fidelity = Fidelity(settings.scale)
+        terms["fidelity"] = (settings.fidelity, lambda lr, hr, sr: fidelity.call(lr, sr))
+    model = SRGANTrainer(
+        network, discriminator(size=settings.crop if settings.head == "dense" else None), terms,
+        {"standard": standard, "relativistic": relativistic}[settings.game], settings.adversarial,
+    )
+    rate, discriminator_rate = schedules(settings)
+    model.compile(
+        keras.optimizers.Adam(rate, beta_2=settings.beta_2, use_ema=settings.ema > 0,
+                              ema_momentum=settings.ema or 0.99),
+        keras.optimizers.Adam(discriminator_rate, beta_2=settings.beta_2),
+    )
+    return model
+
+
+def _mse(lr, hr, sr):
+    return tf.reduce_mean(tf.square(hr - sr), (1, 2, 3))
+
+
+def _l1(lr, hr, sr):
+    return tf.reduce_mean(tf.abs(hr - sr), (1, 2, 3))
+
+
+def main(preset: str, settings: Settings):
+    """Train, then print the table of the held-out pictures: test, or validation where there is no test.
+
+    PRESET --help explains every setting.
+    """
+    for name, least in {"batch": 1, "blocks": 0, "warm_up": 0, "epochs": 0, "steps": 1}.items():
+        if getattr(settings, name) < least:
+            raise InputError(f"{name}: must be at least {least}, not {getattr(settings, name)}")
+    if settings.crop < settings.scale or settings.crop % settings.scale:
+        raise InputError(f"crop: {settings.crop} is no multiple of the scale, {settings.scale}")
+    if not 0 <= settings.ema < 1:
+        raise InputError(f"ema: must be at least 0 and below 1, not {settings.ema}")
+    train, val, test = split(settings.data, settings.val_pictures, settings.test_pictures, settings.run.seed)
+    val, test = (list(degraded(part, settings.scale, "bicubic")) for part in (val, test))
+    patches = Patches(train, settings.scale, settings.crop // settings.scale, settings.batch,
+                      seed=settings.run.seed)
+    validation = (GANValidation(val, settings.warm_up, settings.steps) if settings.epochs
+                  else PictureValidation(val))
+    run = settings.run
+    if settings.epochs and not run.snapshots:  # what is compared: the warm-up, and each quarter of the game
+        quarters = {settings.warm_up + settings.epochs * k // 4 for k in range(5)} - {0}
+        run = dataclasses.replace(run, snapshots=tuple(sorted(q * settings.steps for q in quarters)))
+    folder = fit(
+        lambda: trainer(settings), patches, validation, settings, run=run, paper="srgan",
+        preset=preset, epochs=settings.warm_up + settings.epochs, steps=settings.steps,
+        callbacks=[Phases(settings.warm_up)],
+    )
+    print(table(evaluate(resolve.load(folder / "model.keras"), test or val)))
+
+
+if __name__ == "__main__":
+    command(main, PRESETS)

@@ -3,8 +3,7 @@
 Both take the weights of a network from a file that the user has: none are shipped.
 """
 
-import os
-from contextlib import redirect_stdout
+from importlib.util import find_spec
 from pathlib import Path
 
 import keras
@@ -57,14 +56,14 @@ class SqueezeNetDistance:
 
 
 class LPIPS:
-    """LPIPS, version 0.1, of the package `lpips`; its backbone's weights come from a file.
+    """LPIPS, version 0.1: the learned weights of the package `lpips`, on a backbone from a file.
 
     Args:
         path: ImageNet weights of torchvision's AlexNet (``alexnet-owt-7be5be79.pth``) or
             VGG16 (``vgg16-397923af.pth``).
 
     Raises:
-        InputError: if the package or the file is missing, or the file is something else.
+        InputError: if a package or the file is missing, or the file is something else.
 
     Source: Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual
     Metric", CVPR 2018.
@@ -73,34 +72,58 @@ class LPIPS:
     name = "LPIPS"
 
     def __init__(self, path):
-        try:
-            import lpips
-            import torch
-        except ImportError as error:
-            raise InputError(f"--lpips: needs the package {error.name}; pip install lpips") from None
-        self.torch = torch
+        for package in ("torch", "lpips"):
+            if not find_spec(package):
+                raise InputError(f"--lpips: needs the package {package}; pip install torch lpips")
         if not Path(path).is_file():
             raise InputError(f"{path}: no such file; LPIPS needs torchvision's AlexNet or VGG16 weights "
                              "(alexnet-owt-7be5be79.pth, vgg16-397923af.pth)")
+        import torch
+
+        self.torch = torch
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
-            kind = {11: "alex", 3: "vgg"}[state["features.0.weight"].shape[-1]]
-            with open(os.devnull, "w") as null, redirect_stdout(null):
-                self.model = lpips.LPIPS(net=kind, pnet_rand=True, verbose=False).eval()
-            with torch.no_grad():
-                for name, parameter in self.model.net.named_parameters():
-                    _, layer, kind = name.split(".")  # slice1.0.weight
-                    parameter.copy_(state[f"features.{layer}.{kind}"])
+            self.kind = {11: "alex", 3: "vgg"}[state["features.0.weight"].shape[-1]]
+            # Convolutions by their number in torchvision's `features`; activations count too.
+            self.convolutions = {
+                int(name.split(".")[1]): (weight, state[name.replace("weight", "bias")])
+                for name, weight in state.items() if name.startswith("features.") and weight.ndim == 4
+            }
+            # The package itself is not imported: it needs torchvision, only to download the backbone.
+            heads = Path(find_spec("lpips").origin).parent / "weights" / "v0.1" / f"{self.kind}.pth"
+            heads = torch.load(heads, map_location="cpu", weights_only=True)
+            self.heads = [heads[f"lin{i}.model.1.weight"] for i in range(5)]
         except Exception as error:  # torch raises many kinds
             reason = " ".join(str(error).split())[:120]
-            raise InputError(f"{path}: not torchvision's weights of AlexNet or VGG16 ({reason})") from None
+            raise InputError(f"{path}: not torchvision's AlexNet or VGG16 ({reason})") from None
 
     def __call__(self, reference, picture):
         """The distance of two pictures, (H, W, 3) in [0, 1] or uint8."""
-        pair = [self.torch.from_numpy(_at_least(to_float(x)).transpose(2, 0, 1)[None] * 2 - 1)
-                for x in (reference, picture)]
-        with self.torch.inference_mode():
-            return float(self.model(*pair))
+        torch = self.torch
+        batch = np.stack([_at_least(to_float(x)) for x in (reference, picture)]) * 2 - 1
+        batch = (batch - np.array((-0.030, -0.088, -0.188))) / np.array((0.458, 0.448, 0.450))
+        total = 0.0
+        with torch.inference_mode():
+            features = self._features(torch.from_numpy(batch.transpose(0, 3, 1, 2)).float())
+            for x, head in zip(features, self.heads, strict=True):
+                unit = x / (x.norm(dim=1, keepdim=True) + 1e-10)
+                total += float(torch.conv2d((unit[:1] - unit[1:]).square(), head).mean())
+        return total
+
+    def _features(self, x):
+        functional, numbers = self.torch.nn.functional, sorted(self.convolutions)
+        features = []
+        for number, following in zip(numbers, [*numbers[1:], None], strict=True):
+            weight, bias = self.convolutions[number]
+            first = self.kind == "alex" and number == 0
+            x = functional.conv2d(x, weight, bias, 4 if first else 1, 2 if first else weight.shape[-1] // 2)
+            x = functional.relu(x)
+            ends_block = following is None or following - number == 3  # a pooling layer comes between
+            if self.kind == "alex" or ends_block:
+                features.append(x)
+            if ends_block:
+                x = functional.max_pool2d(x, 3 if self.kind == "alex" else 2, 2)
+        return features
 
 
 def _at_least(picture, size=SMALLEST):

@@ -37,26 +37,28 @@ def generator(scale=4, blocks=5, filters=64, prelu="scalar", name=None):
     if prelu not in ("scalar", "channel"):
         raise InputError(f"prelu: must be scalar or channel, not {prelu}")
 
-    def conv(x, kernel_size):
-        return layers.Conv2D(filters, kernel_size, padding="same")(x)
+    def conv(x, kernel_size, name):
+        return layers.Conv2D(filters, kernel_size, padding="same", name=name)(x)
 
-    def activate(x):
+    def activate(x, name):
         shared = [1, 2, 3] if prelu == "scalar" else [1, 2]
-        return layers.PReLU(alpha_initializer=keras.initializers.Constant(0.25), shared_axes=shared)(x)
+        slopes = keras.initializers.Constant(0.25)
+        return layers.PReLU(alpha_initializer=slopes, shared_axes=shared, name=f"{name}_act")(x)
 
-    def normalise(x):
-        return layers.BatchNormalization(synchronized=True)(x)
+    def normalise(x, name):
+        return layers.BatchNormalization(synchronized=True, name=f"{name}_norm")(x)
 
     lr = keras.Input((None, None, 3), name="lr")
-    x = head = activate(conv(lr, 9))
-    for _ in range(blocks):
-        h = activate(normalise(conv(x, 3)))
-        x = layers.Add()([x, normalise(conv(h, 3))])
-    x = layers.Add()([head, normalise(conv(x, 3))])
-    for _ in range(SCALES.index(scale) + 1):
-        x = activate(SubPixelConv2D(filters, 3, scale=2)(x))
-    x = PolyphaseConv2D(3, 9)(x)
-    x = layers.Activation("tanh", dtype="float32")(x)
+    x = head = activate(conv(lr, 9, "head"), "head")
+    for i in range(1, blocks + 1):
+        one, two = f"block{i}_conv1", f"block{i}_conv2"
+        h = activate(normalise(conv(x, 3, one), one), one)
+        x = layers.Add(name=f"block{i}")([x, normalise(conv(h, 3, two), two)])
+    x = layers.Add(name="skip")([head, normalise(conv(x, 3, "trunk"), "trunk")])
+    for i in range(1, SCALES.index(scale) + 2):
+        x = activate(SubPixelConv2D(filters, 3, scale=2, name=f"up{i}")(x), f"up{i}")
+    x = PolyphaseConv2D(3, 9, name="last")(x)
+    x = layers.Activation("tanh", dtype="float32", name="tanh")(x)
     sr = layers.Rescaling(0.5, 0.5, dtype="float32", name="sr")(x)
     return keras.Model(lr, sr, name=name or f"srgan_x{scale}")
 

@@ -9,7 +9,8 @@ import pytest
 from datasets.degradations import imresize
 from datasets.errors import InputError
 from models.lapsrn import lapsrn
-from train.lapsrn import take_weights
+from train.lapsrn import with_direct_residual
+from train.loop import take_weights, weights_of
 
 REPORTED = {"chain": "image", "image_branch": "subpixel", "skip_every": 0, "residual": "features"}
 # A 3x3 convolution from a to b channels has 9ab + b weights:
@@ -137,7 +138,7 @@ def test_the_picture_stays_in_float32_in_mixed_precision(rng):
 def test_direct_residual_equals_the_two_layers_it_stands_for(rng, randomize, channels):
     two = randomize(lapsrn(2, channels, filters=6, depth=2, residual="features"))
     one = lapsrn(2, channels, filters=6, depth=2, residual="direct")
-    take_weights(one, two)
+    take_weights(one, with_direct_residual(weights_of(two), one))
     lr = rng.random((2, 9, 7, channels), "float32")
     difference = np.abs(one(lr) - two(lr))
     assert difference[:, 1:-1, 1:-1].max() < 1e-5

@@ -19,8 +19,8 @@ from evaluate import evaluate
 from losses import Charbonnier
 from models import resolve
 from models.lapsrn import lapsrn
-from train.lapsrn import PRESETS, Settings, main, take_weights, trainer
-from train.loop import Keeper, Log, RunSettings
+from train.lapsrn import PRESETS, Settings, main, trainer
+from train.loop import Keeper, Log, RunSettings, take_weights, weights_of
 
 STEPS = 3
 # One step of stochastic gradient descent on two logical devices and on one: Adam would
@@ -379,8 +379,8 @@ def test_a_network_starts_from_the_levels_of_another(tiny, tmp_path, randomize):
 
 
 def test_a_network_that_shares_nothing_cannot_be_started_from():
-    with pytest.raises(InputError, match="start: lapsrn_x4 has no layer in common with lapsrn_x2"):
-        take_weights(lapsrn(2, filters=4, depth=1), lapsrn(4, filters=5, depth=1, channels=3))
+    with pytest.raises(InputError, match="start: the network has no layer in common with lapsrn_x2"):
+        take_weights(lapsrn(2, filters=4, depth=1), weights_of(lapsrn(4, filters=5, depth=1, channels=3)))
 
 
 def test_log_can_be_cut_back(tmp_path):

@@ -25,7 +25,7 @@ from evaluate import evaluate, table
 from losses import Charbonnier, Perceptual
 from models import resolve
 from models.lapsrn import direct_residual, lapsrn
-from train.loop import PictureValidation, RunSettings, fit
+from train.loop import PictureValidation, RunSettings, fit, take_weights, weights_of
 
 
 @dataclasses.dataclass
@@ -157,7 +157,7 @@ def trainer(settings):
         residual=settings.residual,
     )
     if settings.start:
-        take_weights(network, resolve.load(settings.start))
+        take_weights(network, with_direct_residual(weights_of(resolve.load(settings.start)), network))
     total = settings.epochs * settings.steps
     schedule = (
         keras.optimizers.schedules.CosineDecay(settings.learning_rate, total)
@@ -173,24 +173,17 @@ def trainer(settings):
     return model
 
 
-def take_weights(network, source):
-    """Copy the weights of every layer that has the same name and shapes in `source`.
+def with_direct_residual(given, network):
+    """Weights of layers (`train.loop.weights_of`), two of them put in one where `network` has one.
 
-    A direct residual layer also takes the two layers that amount to it.
+    A direct residual layer takes the place of the two layers that amount to it.
     """
-    given = {layer.name: layer.get_weights() for layer in source.layers}
-    taken = 0
+    given = dict(given)
     for layer in network.layers:
-        weights = given.get(layer.name, [])
-        shapes = [w.shape for w in layer.get_weights()]
-        up = given.get(layer.name.replace("_residual", "_up"))
-        if layer.name.endswith("_residual") and up and shapes[0][0] == 5 != weights[0].shape[0]:
-            weights = direct_residual(up, weights)
-        if weights and [w.shape for w in weights] == shapes:
-            layer.set_weights(weights)
-            taken += 1
-    if not taken:
-        raise InputError(f"start: {source.name} has no layer in common with {network.name}")
+        up, residual = (given.get(name) for name in (layer.name.replace("_residual", "_up"), layer.name))
+        if layer.name.endswith("_residual") and up and layer.kernel.shape[0] == 5 != residual[0].shape[0]:
+            given[layer.name] = direct_residual(up, residual)
+    return given
 
 
 def main(preset: str, settings: Settings):

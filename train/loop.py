@@ -281,6 +281,31 @@ class Keeper(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
+def take_weights(network, given):
+    """Copy weights from another network, layer by layer.
+
+    Args:
+        given: Dict of layer name -> list of weights, such as `weights_of` a network. Layers
+            without a namesake of the same shapes keep theirs.
+
+    Raises:
+        InputError: if no layer has one.
+    """
+    taken = 0
+    for layer in network.layers:
+        weights = given.get(layer.name, [])
+        if weights and [w.shape for w in weights] == [w.shape for w in layer.get_weights()]:
+            layer.set_weights(weights)
+            taken += 1
+    if not taken:
+        raise InputError(f"start: the network has no layer in common with {network.name}")
+
+
+def weights_of(network):
+    """Dict of layer name -> list of its weights."""
+    return {layer.name: layer.get_weights() for layer in network.layers}
+
+
 def save(network, path):
     """Save a network as `.keras`, whole or not at all."""
     part = path.with_name(f"part_{path.name}")

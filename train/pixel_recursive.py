@@ -280,7 +280,8 @@ def main(preset: str, settings: Settings):
     train, val, test = split(settings)
     folder = fit(
         lambda: trainer(settings), train, ThumbnailValidation(val, settings.model), settings,
-        run=settings.run, paper="pixel_recursive", preset=preset, epochs=settings.epochs, steps=settings.steps,
+        run=settings.run, paper="pixel_recursive", preset=preset, epochs=settings.epochs,
+        steps=settings.steps,
     )
     result, drawn = evaluate_thumbnails(resolve.load(folder / "model.keras"), test[:100], train)
     write_picture(folder / "samples" / "test.png", thumbnail_sheet(test, drawn))

@@ -28,7 +28,7 @@ from losses import Fidelity, Perceptual, relativistic, standard, total_variation
 from models import resolve
 from models.srgan import discriminator, generator
 from train.gan import GANValidation
-from train.loop import PictureValidation, RunSettings, fit
+from train.loop import PictureValidation, RunSettings, fit, take_weights, weights_of
 
 
 @dataclasses.dataclass
@@ -79,7 +79,8 @@ class Settings:
 
     # Optimisation (5.2)
     start: str = ""
-    """A saved generator to start from; with --warm-up 0, the game begins at once."""
+    """A saved generator to start from (another scale's gives what they share); with --warm-up 0,
+    the game begins at once."""
     warm_up: int = 10
     """Epochs on pixels alone."""
     epochs: int = 40
@@ -243,11 +244,7 @@ def trainer(settings):
     """The compiled trainer that the settings describe."""
     network = generator(settings.scale, settings.blocks, prelu=settings.prelu)
     if settings.start:
-        try:
-            network.set_weights(resolve.load(settings.start).get_weights())
-        except ValueError:
-            raise InputError(f"start: {settings.start} is no generator of x{settings.scale} with "
-                             f"{settings.blocks} blocks and {settings.prelu} PReLU") from None
+        take_weights(network, weights_of(resolve.load(settings.start)))
     terms = {"pixel": (settings.pixel, {"mse": _mse, "l1": _l1}[settings.pixel_loss])}
     if settings.vgg:
         perceptual = Perceptual(settings.vgg_layer, settings.vgg_weights)

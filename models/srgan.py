@@ -6,6 +6,7 @@ using Generative Adversarial Networks", section 3 (the report).
 """
 
 import keras
+import numpy as np
 from keras import layers
 
 from datasets.errors import InputError
@@ -49,7 +50,8 @@ def generator(scale=4, blocks=5, filters=64, prelu="scalar", name=None):
         return layers.BatchNormalization(synchronized=True, name=f"{name}_norm")(x)
 
     lr = keras.Input((None, None, 3), name="lr")
-    x = head = activate(conv(lr, 9, "head"), "head")
+    x = layers.Rescaling(2, -1, name="centred")(lr)
+    x = head = activate(conv(x, 9, "head"), "head")
     for i in range(1, blocks + 1):
         one, two = f"block{i}_conv1", f"block{i}_conv2"
         h = activate(normalise(conv(x, 3, one), one), one)
@@ -61,6 +63,41 @@ def generator(scale=4, blocks=5, filters=64, prelu="scalar", name=None):
     x = layers.Activation("tanh", dtype="float32", name="tanh")(x)
     sr = layers.Rescaling(0.5, 0.5, dtype="float32", name="sr")(x)
     return keras.Model(lr, sr, name=name or f"srgan_x{scale}")
+
+
+def start_as_interpolation(network):
+    """Give a new generator weights that make it upscale bilinearly, up to tanh's curve.
+
+    Three feature maps carry the colours and three their negatives, which PReLUs pass on
+    together without loss; residual branches start at zero. A generator with random weights
+    spends thousands of steps on learning to copy its input.
+    """
+    slope = 0.25  # of a new PReLU: v - slope * -v and back
+    colours = np.arange(3)
+    for layer in network.layers:
+        if layer.name == "trunk_norm" or layer.name.endswith("conv2_norm"):
+            layer.gamma.assign(np.zeros(layer.gamma.shape))
+        elif layer.name == "head":
+            kernel, bias = layer.get_weights()
+            kernel[..., :6], bias[:6] = 0, 0
+            kernel[4, 4, colours, colours], kernel[4, 4, colours, colours + 3] = 1, -1
+            layer.set_weights([kernel, bias])
+        elif isinstance(layer, SubPixelConv2D):
+            kernel, bias = layer.get_weights()
+            phases = kernel.reshape(3, 3, -1, 2, 2, layer.filters // 4)  # a view
+            phases[..., :6] = 0
+            taps = np.array([[0.25, 0], [0.75, 0.75], [0, 0.25]])
+            bilinear = np.einsum("ip,jq->ijpq", taps, taps) / (1 + slope)
+            for source, target in np.ndindex(2, 2):
+                sign = 1 if source == target else -1
+                phases[:, :, colours + 3 * source, :, :, colours + 3 * target] = sign * bilinear
+            layer.set_weights([kernel, bias])
+        elif layer.name == "last":
+            kernel, bias = layer.get_weights()
+            kernel[...] = 0
+            # tanh(1.2 v) stays within 0.17 of v.
+            kernel[4, 4, colours, colours], kernel[4, 4, colours + 3, colours] = 0.96, -0.96
+            layer.set_weights([kernel, bias])
 
 
 def discriminator(filters=64, size=None, name="discriminator"):

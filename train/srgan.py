@@ -26,7 +26,7 @@ from datasets.patches import Patches, split
 from evaluate import evaluate, table
 from losses import Fidelity, Perceptual, relativistic, standard, total_variation
 from models import resolve
-from models.srgan import discriminator, generator
+from models.srgan import discriminator, generator, start_as_interpolation
 from train.gan import GANValidation
 from train.loop import PictureValidation, RunSettings, fit, take_weights, weights_of
 
@@ -54,6 +54,8 @@ class Settings:
     """Residual blocks of the generator; the paper has 16."""
     prelu: Literal["scalar", "channel"] = "scalar"
     """Slopes of a PReLU: one, or one for each channel (the paper)."""
+    initial: Literal["xavier", "interpolation"] = "xavier"
+    """The generator's weights at the start: random, or such that it interpolates."""
     head: Literal["average", "dense"] = "average"
     """The discriminator's: averages over the picture, or dense over all positions (the paper)."""
 
@@ -107,15 +109,15 @@ REPORTED = Settings(scale=2, pixel=0.0041, vgg=0.001)
 PAPER = Settings(blocks=16, prelu="channel", head="dense", pixel=0.0, vgg=1.0, vgg_layer="block5_conv4",
                  warm_up=1000, epochs=200, steps=1000, beta_2=0.999, schedule="step")
 IMPROVED = Settings(
-    pixel_loss="l1", vgg=0.1, adversarial=5e-3, game="relativistic", fidelity=1.0, warm_up=24, epochs=16,
-    steps=250, warm_up_rate=1e-3, beta_2=0.99, schedule="cosine", ema=0.99,
+    initial="interpolation", pixel_loss="l1", vgg=0.1, adversarial=5e-3, game="relativistic", fidelity=1.0,
+    warm_up=16, epochs=16, steps=250, warm_up_rate=4e-4, beta_2=0.99, schedule="cosine", ema=0.99,
     run=RunSettings(precision="mixed_bfloat16"),
 )
 PRESETS = {
     "reported": ("The report's x2: weights of its table, 40 epochs.", REPORTED),
     "paper": ("The paper's x4: 16 blocks, VGG54.", PAPER),
     "improved": ("x4 as shipped: relativistic, colours held fast, averaged weights.", IMPROVED),
-    "improved-x2": ("x2 as shipped.", dataclasses.replace(IMPROVED, scale=2)),
+    "improved-x2": ("x2 as shipped.", dataclasses.replace(IMPROVED, scale=2, crop=48)),
     "quick": ("A small x2 network on photographs that scikit-image ships, pixels and the game alone.",
               dataclasses.replace(IMPROVED, scale=2, blocks=2, crop=48, vgg=0.0, warm_up=4, epochs=4,
                                   steps=50, val_pictures=1, test_pictures=0, run=RunSettings())),
@@ -243,6 +245,8 @@ def schedules(settings):
 def trainer(settings):
     """The compiled trainer that the settings describe."""
     network = generator(settings.scale, settings.blocks, prelu=settings.prelu)
+    if settings.initial == "interpolation":
+        start_as_interpolation(network)
     if settings.start:
         take_weights(network, weights_of(resolve.load(settings.start)))
     terms = {"pixel": (settings.pixel, {"mse": _mse, "l1": _l1}[settings.pixel_loss])}

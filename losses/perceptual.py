@@ -28,7 +28,9 @@ class Perceptual(keras.losses.Loss):
         weights: `"imagenet"` (Keras downloads them), or a file: Keras's
             ``vgg19_weights_tf_dim_ordering_tf_kernels_notop.h5``, or an ``.npz`` with
             arrays `conv1_1_w` (HWIO), `conv1_1_b`, ... up to the layer.
-        scale: What features are multiplied by; Ledig et al. use 1 / 12.75.
+        scale: What features are multiplied by; Ledig et al. use 1 / 12.75. Or `"relative"`: the
+            loss is divided by the mean square of the true picture's features, and no longer
+            depends on how large the features of some file of weights are.
 
     Raises:
         InputError: for an unknown layer, or weights that are missing or do not fit.
@@ -44,8 +46,11 @@ class Perceptual(keras.losses.Loss):
         self.features = vgg19(layer, weights)
 
     def call(self, y_true, y_pred):
-        difference = self.features(_to_vgg(y_true)) - self.features(_to_vgg(y_pred))
-        return ops.mean(ops.square(self.scale * difference), axis=(1, 2, 3))
+        true, predicted = (self.features(_to_vgg(picture)) for picture in (y_true, y_pred))
+        error = ops.mean(ops.square(true - predicted), axis=(1, 2, 3))
+        if self.scale == "relative":
+            return error / ops.mean(ops.square(true), axis=(1, 2, 3))
+        return error * self.scale**2
 
     def get_config(self):
         return {**super().get_config(), "layer": self.layer, "weights": self.weights,

@@ -65,7 +65,9 @@ class Settings:
     pixel_loss: Literal["mse", "l1"] = "mse"
     """Mean of squared, or of absolute differences."""
     vgg: float = 0.0
-    """Weight of the mean squared difference of VGG19's features, times 1 / 12.75."""
+    """Weight of the mean squared difference of VGG19's features."""
+    vgg_scale: Literal["paper", "relative"] = "paper"
+    """The features times 1 / 12.75, or the difference relative to the features of HR."""
     vgg_layer: str = "block2_conv2"
     """The layer: block2_conv2 is the paper's VGG22, block5_conv4 its VGG54."""
     vgg_weights: str = "imagenet"
@@ -109,8 +111,9 @@ REPORTED = Settings(scale=2, pixel=0.0041, vgg=0.001)
 PAPER = Settings(blocks=16, prelu="channel", head="dense", pixel=0.0, vgg=1.0, vgg_layer="block5_conv4",
                  warm_up=1000, epochs=200, steps=1000, beta_2=0.999, schedule="step")
 IMPROVED = Settings(
-    initial="interpolation", pixel_loss="l1", vgg=0.1, adversarial=5e-3, game="relativistic", fidelity=1.0,
-    warm_up=16, epochs=16, steps=250, warm_up_rate=4e-4, beta_2=0.99, schedule="cosine", ema=0.99,
+    initial="interpolation", pixel=0.3, pixel_loss="l1", vgg=0.2, vgg_scale="relative",
+    adversarial=5e-3, game="relativistic", fidelity=1.0, warm_up=16, epochs=8, steps=250,
+    warm_up_rate=4e-4, beta_2=0.99, schedule="cosine", ema=0.99,
     run=RunSettings(precision="mixed_bfloat16"),
 )
 PRESETS = {
@@ -251,7 +254,8 @@ def trainer(settings):
         take_weights(network, weights_of(resolve.load(settings.start)))
     terms = {"pixel": (settings.pixel, {"mse": _mse, "l1": _l1}[settings.pixel_loss])}
     if settings.vgg:
-        perceptual = Perceptual(settings.vgg_layer, settings.vgg_weights)
+        scale = {"paper": 1 / 12.75, "relative": "relative"}[settings.vgg_scale]
+        perceptual = Perceptual(settings.vgg_layer, settings.vgg_weights, scale)
         terms["vgg"] = (settings.vgg, lambda lr, hr, sr: perceptual.call(hr, sr))
     if settings.variation:
         terms["variation"] = (settings.variation, lambda lr, hr, sr: total_variation(sr))

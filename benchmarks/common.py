@@ -110,19 +110,23 @@ def keras_trainer(trainer, settings, precision):
     keras.mixed_precision.set_dtype_policy(precision)
     model = trainer(settings)
     keras.mixed_precision.set_dtype_policy("float32")
-    randomise(model.network)
+    randomise(model)
     return model
 
 
-def keras_step(model, batch):
-    """A function that does one training step, compiled as `fit` does, and returns its loss."""
+def keras_step(model, batch, losses=()):
+    """A function that does one training step, compiled as `fit` does, and returns its loss.
+
+    Or a list of the losses named.
+    """
     batches = iter(tf.data.Dataset.from_tensors(batch).cache().repeat().prefetch(2))
     model.make_train_function()
 
     def step():
         # Metrics are means over the steps so far, and fit resets them every epoch.
         model.reset_metrics()
-        return float(model.train_function(batches)["loss"])
+        logs = model.train_function(batches)
+        return [float(logs[name]) for name in losses] if losses else float(logs["loss"])
 
     return step
 

@@ -1,21 +1,27 @@
-"""Upscaling speed of LapSRN against the same network in PyTorch, and against OpenCV's LapSRN.
+"""Upscaling speed of LapSRN or SRGAN against the same network in PyTorch, and against OpenCV's LapSRN.
 
     python benchmarks/upscale.py
     python benchmarks/upscale.py --models weights/lapsrn-x2.keras weights/lapsrn-x4.keras --data FOLDER
     python benchmarks/upscale.py --opencv-x2 LapSRN_x2.pb --opencv-x4 LapSRN_x4.pb
+    python benchmarks/upscale.py --paper srgan
 
-The luminance network alone, one LR picture in memory, called as `models.resolve` calls it.
-OpenCV's is the network of the LapSRN authors, which is of about the same size. All engines
-take turns. With models and pictures, it also reports what bfloat16 costs in Y-PSNR.
+The network alone (LapSRN's takes luminance, SRGAN's RGB), one LR picture in memory, called as
+`models.resolve` calls it. OpenCV's is the network of the LapSRN authors, which is of about the
+same size. All engines take turns. With models and pictures, it also reports what bfloat16
+costs in Y-PSNR.
 """
 
 from commands import command  # first: it quietens TensorFlow
 
 # isort: split
+from typing import Literal
+
 import keras
 import numpy as np
+import torch_lapsrn
+import torch_srgan
 from common import flop, interleaved, peak_functions, randomise, save, table
-from torch_lapsrn import LapSRN, check, to_torch
+from torch_lapsrn import to_torch
 
 from datasets.catalogue import load
 from datasets.degradations import degraded
@@ -23,18 +29,26 @@ from datasets.errors import InputError
 from datasets.pictures import to_uint8
 from metrics import quality
 from models import resolve
+from models.srgan import generator
 from train.lapsrn import PRESETS, trainer
 
+# The network in PyTorch, what compares it with ours, and ours.
+PAPERS = {
+    "lapsrn": (torch_lapsrn.LapSRN, torch_lapsrn.check,
+               lambda scale: trainer(PRESETS[f"improved-x{scale}"][1]).network),
+    "srgan": (torch_srgan.Generator, torch_srgan.check, generator),
+}
 
-def network_of(scale):
+
+def network_of(paper, scale):
     """The network of the preset improved-xN with random weights."""
     keras.utils.set_random_seed(0)
-    network = trainer(PRESETS[f"improved-x{scale}"][1]).network
+    network = PAPERS[paper][2](scale)
     randomise(network)
     return network
 
 
-def torch_engines(network, lr):
+def torch_engines(paper, network, lr):
     """Dict of name -> function that upscales in PyTorch, the last level's picture alone.
 
     `compiled frozen` folds the weights into the compiled graph, in the layout that the
@@ -43,17 +57,18 @@ def torch_engines(network, lr):
     import torch._inductor.config
 
     def engine(channels_last=False, compiled=False, frozen=False):
-        model = LapSRN.from_keras(network).eval().requires_grad_(False)
+        model = PAPERS[paper][0].from_keras(network).eval().requires_grad_(False)
         if channels_last:
             model = model.to(memory_format=torch.channels_last)
         picture = to_torch(lr, channels_last)
-        call = torch.compile(model) if compiled else model
+        # For this layout alone: after a first one, PyTorch would allow for any.
+        call = torch.compile(model, dynamic=False) if compiled else model
         # Freezing refuses inference_mode's tensors.
         context = torch.no_grad if frozen else torch.inference_mode
 
         def upscale():
             with torch._inductor.config.patch(freezing=frozen), context():
-                return call(picture)[-1].numpy()
+                return keras.tree.flatten(call(picture))[-1].numpy()
 
         return upscale
 
@@ -80,16 +95,16 @@ def opencv_engine(path, scale, lr):
     return lambda: network.upsample(picture)
 
 
-def measure(network, width, height, rounds, opencv):
+def measure(paper, network, width, height, rounds, opencv):
     """The rows of one network, and the machine's best rates at that time."""
     scale = resolve.scale_of(network)
     lr = np.random.default_rng(0).random((1, height, width, network.input_shape[-1]), "float32")
-    print(f"x{scale}: outputs agree to {check(network, lr[:, :64, :64]):.1e}")
+    print(f"x{scale}: outputs agree to {PAPERS[paper][1](network, lr[:, :64, :64]):.1e}")
     bfloat16 = resolve.at_precision(network, "bfloat16")
     engines = {
         "keras float32": lambda: network.predict_on_batch(lr),
         "keras bfloat16": lambda: bfloat16.predict_on_batch(lr),
-        **torch_engines(network, lr),
+        **torch_engines(paper, network, lr),
     }
     if opencv:
         engines["opencv"] = opencv_engine(opencv, scale, lr)
@@ -131,6 +146,7 @@ def bfloat16_loss(network, pictures):
 
 
 def main(
+    paper: Literal["lapsrn", "srgan"] = "lapsrn",
     models: tuple[str, ...] = (),
     data: str = "photos",
     scales: tuple[int, ...] = (2, 4),
@@ -140,25 +156,26 @@ def main(
     opencv_x2: str = "",
     opencv_x4: str = "",
 ):
-    """Upscaling speed of LapSRN against the same network in PyTorch.
+    """Upscaling speed of LapSRN or SRGAN against the same network in PyTorch.
 
     Args:
-        models: Trained networks (.keras) to measure.
+        paper: Whose network.
+        models: Its trained networks (.keras) to measure.
         data: With models: HR pictures to measure what bfloat16 costs, a folder or a name of
             the catalogue (its test split).
         scales: Without models: the networks of which improved presets, with random weights.
         width: Of the LR picture, in pixels.
         height: Of the LR picture, in pixels.
         rounds: Timed calls of every engine.
-        opencv_x2: OpenCV's LapSRN_x2.pb, timed too.
-        opencv_x4: OpenCV's LapSRN_x4.pb, timed too.
+        opencv_x2: OpenCV's LapSRN_x2.pb, timed too; of LapSRN alone.
+        opencv_x4: OpenCV's LapSRN_x4.pb, timed too; of LapSRN alone.
     """
-    networks = [resolve.load(path) for path in models] or [network_of(scale) for scale in scales]
+    networks = [resolve.load(path) for path in models] or [network_of(paper, scale) for scale in scales]
     rows, peaks, losses = [], {}, []
     for network in networks:
         scale = resolve.scale_of(network)
-        opencv = {2: opencv_x2, 4: opencv_x4}.get(scale, "")
-        more, peaks[f"x{scale}"] = measure(network, width, height, rounds, opencv)
+        opencv = {2: opencv_x2, 4: opencv_x4}.get(scale, "") if paper == "lapsrn" else ""
+        more, peaks[f"x{scale}"] = measure(paper, network, width, height, rounds, opencv)
         rows += more
         if models:
             losses.append(bfloat16_loss(network, load(data, "test")))
@@ -170,7 +187,8 @@ def main(
     if losses:
         print(table(losses, {"scale": "d", "pictures": "d", "psnr_y_float32": ".3f",
                              "psnr_y_bfloat16": ".3f", "loss_db": ".4f"}))
-    save("upscale", rows, bfloat16=losses, peak_gflop_per_second=peaks, lr_size=[width, height],
+    save("upscale" if paper == "lapsrn" else f"upscale_{paper}", rows, bfloat16=losses,
+         peak_gflop_per_second=peaks, lr_size=[width, height],
          goals=["keras float32 over_best_torch >= 1.3", "keras bfloat16 over_keras_float32 >= 1.6",
                 "loss_db < 0.02"])
 

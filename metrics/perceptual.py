@@ -166,6 +166,6 @@ def _load_squeezenet(network, path):
                     lambda name, item, found=found: found.append(np.array(item))
                     if isinstance(item, h5py.Dataset) else None)
                 layer.set_weights(sorted(found, key=np.ndim, reverse=True))
-    except (OSError, KeyError, ValueError) as error:
+    except (OSError, KeyError, ValueError, AttributeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise InputError(f"{path}: not Keras's SqueezeNet 1.1 without its top ({reason})") from None

@@ -50,7 +50,7 @@ def generator(scale=4, blocks=5, filters=64, prelu="scalar", name=None):
         return layers.BatchNormalization(synchronized=True, name=f"{name}_norm")(x)
 
     lr = keras.Input((None, None, 3), name="lr")
-    x = layers.Rescaling(2, -1, name="centred")(lr)
+    x = layers.Rescaling(2, -1, dtype="float32", name="centred")(lr)
     x = head = activate(conv(x, 9, "head"), "head")
     for i in range(1, blocks + 1):
         one, two = f"block{i}_conv1", f"block{i}_conv2"
@@ -126,5 +126,5 @@ def discriminator(filters=64, size=None, name="discriminator"):
     else:
         x = layers.GlobalAveragePooling2D(keepdims=True)(x)
         x = layers.LeakyReLU(0.2)(layers.Conv2D(16 * filters, 1)(x))
-        logits = layers.Flatten(name="logits")(layers.Conv2D(1, 1, dtype="float32")(x))
+        logits = layers.Flatten(dtype="float32", name="logits")(layers.Conv2D(1, 1, dtype="float32")(x))
     return keras.Model(hr, logits, name=name)

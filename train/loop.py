@@ -247,9 +247,11 @@ class Keeper(keras.callbacks.Callback):
         if self.failure:
             return
         seconds = time.perf_counter() - self.started
-        self.copy.set_weights(self.network.get_weights())
         # With use_ema, the averages are measured and saved, not the weights of the last step.
-        self.model.optimizer.finalize_variable_values(self.copy.trainable_variables)
+        weights = self.network.get_weights()
+        self.model.optimizer.finalize_variable_values(self.network.trainable_variables)
+        self.copy.set_weights(self.network.get_weights())
+        self.network.set_weights(weights)
         scores, sheet = self.validation(self.copy)
         logs.update(scores)
         step = (epoch + 1) * self.steps

@@ -221,7 +221,13 @@ class TwoPhases(keras.optimizers.schedules.LearningRateSchedule):
         return keras.ops.where(step < self.steps, first, self.second(keras.ops.maximum(step - self.steps, 0)))
 
     def get_config(self):
-        return {"first": self.first, "second": self.second, "steps": self.steps}
+        serialize = keras.optimizers.schedules.serialize
+        return {"first": serialize(self.first), "second": serialize(self.second), "steps": self.steps}
+
+    @classmethod
+    def from_config(cls, config):
+        deserialize = keras.optimizers.schedules.deserialize
+        return cls(deserialize(config["first"]), deserialize(config["second"]), config["steps"])
 
 
 def schedules(settings):
@@ -293,6 +299,8 @@ def main(preset: str, settings: Settings):
             raise InputError(f"{name}: must be at least {least}, not {getattr(settings, name)}")
     if settings.crop < settings.scale or settings.crop % settings.scale:
         raise InputError(f"crop: {settings.crop} is no multiple of the scale, {settings.scale}")
+    if settings.crop < 2 * settings.scale:
+        raise InputError(f"crop: must be at least twice the scale, {settings.scale}, not {settings.crop}")
     if not 0 <= settings.ema < 1:
         raise InputError(f"ema: must be at least 0 and below 1, not {settings.ema}")
     train, val, test = split(settings.data, settings.val_pictures, settings.test_pictures, settings.run.seed)

@@ -1,0 +1,400 @@
+"""train/srgan.py: a step of the game, learning rates, and whole trainings in miniature."""
+
+import dataclasses
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+import h5py
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from test_train import assert_same_run, rows, weights
+
+import train.srgan as script
+from datasets.errors import InputError
+from datasets.patches import Patches, split
+from datasets.pictures import read_picture, write_picture
+from losses import Fidelity, Perceptual, total_variation
+from models import resolve
+from models.srgan import discriminator, generator
+from train.gan import GANValidation
+from train.loop import Keeper, RunSettings
+from train.srgan import PRESETS, Settings, TwoPhases, main, schedules, trainer
+
+TERMS = ("pixel", "vgg", "adversarial", "variation", "fidelity")
+GAME = {"game": "relativistic", "adversarial": 0.1, "pixel_loss": "l1", "variation": 0.01, "fidelity": 1.0,
+        "schedule": "cosine", "ema": 0.9, "initial": "interpolation", "warm_up": 2}
+DRAW = GANValidation.draw
+pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config:UserWarning")  # run eagerly
+SMALL = """
+import os, signal
+from functools import partial
+import train.loop as loop, train.srgan as script
+from train.srgan import *
+script.generator, script.discriminator = partial(generator, filters=6), partial(discriminator, filters=2)
+GANValidation.draw = lambda *args: None
+tf.config.run_functions_eagerly(True)
+"""
+KILLED = SMALL + """
+loop.Keeper.on_train_batch_end = lambda self, batch, logs=None: (
+    self.model.optimizer.iterations == {step} and os.kill(os.getpid(), signal.SIGKILL))
+main("quick", {settings})
+"""
+# One step of stochastic gradient descent on two logical devices, as `fit` makes it, and on one:
+# Adam would hide gradients that are summed instead of averaged. And a run on two devices.
+REPLICAS = SMALL + """
+import numpy as np
+settings = {settings}
+patches = Patches(split(settings.data, 1, 0, 0)[0], 2, 8, 4)
+devices = {{number: loop.strategy(number) for number in (2, 1)}}  # two in a process get into each other's way
+loop.strategy = devices.get
+for game in ("standard", "relativistic"):
+    results = []
+    for replicas in (2, 1):
+        keras.utils.set_random_seed(0)
+        with devices[replicas].scope():
+            assert devices[replicas].num_replicas_in_sync == replicas
+            model = trainer(dataclasses.replace(settings, game=game))
+            parts = [model.network, model.discriminator]
+            before = [part.get_weights() for part in parts]
+            model.compile(keras.optimizers.SGD(0.1), keras.optimizers.SGD(0.1))
+            model.optimizer.build(model.network.trainable_variables)
+            model.playing = True
+        logs = model.fit(patches.dataset(), steps_per_epoch=1, verbose=0, shuffle=False).history
+        logs = [logs[name] for name in ("loss", "adversarial", "discriminator")]
+        results.append((*(part.get_weights() for part in parts), logs))
+    for old, one, two in zip(before, *results):
+        learned, difference = (max(np.abs(a - b).max() for a, b in zip(one, other)) for other in (old, two))
+        assert learned > 1e-3 > 1e-6 > difference, (learned, difference)
+    np.testing.assert_allclose(*(logs for *_, logs in results), rtol=1e-5)
+main("quick", settings)
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder of five pictures of noise, where no network is much better, or worse, than grey."""
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for i in range(5):
+        write_picture(folder / f"{i}.png", rng.integers(0, 256, (48, 64, 3), "uint8"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def make(data):
+    """Settings of a training of seconds: few channels, no compilation, no drawing."""
+
+    def settings(folder="run", replicas=0, snapshots=(), **changes):
+        tiny = {"data": (str(data),), "scale": 2, "blocks": 1, "crop": 16, "batch": 4, "val_pictures": 1,
+                "test_pictures": 1, "warm_up": 1, "epochs": 2, "steps": 2}
+        tiny["run"] = RunSettings(str(folder), replicas=replicas, snapshots=snapshots)
+        return Settings(**{**tiny, **changes})
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(script, "generator", partial(generator, filters=6))
+        patch.setattr(script, "discriminator", partial(discriminator, filters=2))
+        patch.setattr(GANValidation, "draw", lambda *args: None)
+        tf.config.run_functions_eagerly(True)
+        yield settings
+    tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture(scope="module")
+def vgg(tmp_path_factory):
+    """Settings with random VGG19 weights up to block1_conv1."""
+    path, rng = tmp_path_factory.mktemp("vgg") / "vgg.npz", np.random.default_rng(0)
+    np.savez(path, conv1_1_w=rng.normal(0, 0.1, (3, 3, 3, 64)), conv1_1_b=rng.normal(0, 1, 64))
+    return {"vgg": 0.1, "vgg_layer": "block1_conv1", "vgg_weights": str(path)}
+
+
+@pytest.fixture(scope="module")
+def whole(make, tmp_path_factory):
+    """A run of two epochs of warm-up and two of the game, and the weights after its steps."""
+    folder, passed = tmp_path_factory.mktemp("whole") / "run", []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GANValidation, "draw", lambda *given: len(given[2]) < 4 or DRAW(*given))
+        patch.setattr(Keeper, "on_train_batch_end", lambda self, batch, logs=None: passed.append(
+            [np.array(v) for v in self.network.trainable_variables]))
+        main("quick", make(folder, **GAME))
+    return folder, passed
+
+
+@pytest.fixture(scope="module")
+def processes(make, data, run_command, tmp_path_factory):
+    """What needs processes of its own, two at a time: their folder, and name -> finished process."""
+    folder = tmp_path_factory.mktemp("processes")
+    two = make(folder / "two", replicas=2, warm_up=1, epochs=0, ema=0.5, adversarial=0.5, fidelity=1.0)
+    commands = {
+        "warm-up": ("-c", KILLED.format(step=3, settings=make(folder / "warm-up", **GAME))),
+        "game": ("-c", KILLED.format(step=7, settings=make(folder / "game", **GAME))),
+        "two": ("-c", REPLICAS.format(settings=two)),
+        "quick": ("train/srgan.py", "quick", "--data", data, "--run.folder", folder / "quick", "--warm-up", 1,
+                  "--epochs", 1, "--steps", 1, "--blocks", 1, "--crop", 16, "--batch", 2),
+    }
+    with ThreadPoolExecutor(2) as pool:
+        finished = pool.map(lambda x: run_command(*x, KERAS_HOME=str(folder / "home")), commands.values())
+        return folder, dict(zip(commands, finished, strict=True))
+
+
+def changed(before, after):
+    return [bool((one != two).any()) for one, two in zip(before, after, strict=True)]
+
+
+def backup(folder):
+    """What a run goes on from: path -> array."""
+    names = []
+    with h5py.File(folder / "backup.weights.h5") as file:
+        file.visit(names.append)
+        return {name: file[name][()] for name in names if isinstance(file[name], h5py.Dataset)}
+
+
+def playing(settings):
+    """A trainer that descends gradients at rate 1, in the game, and a batch."""
+    model = trainer(settings)
+    model.compile(keras.optimizers.SGD(1.0), keras.optimizers.SGD(1.0))
+    model.playing = True
+    return model, Patches(split(settings.data, 1, 1, 0)[0], 2, settings.crop // 2, settings.batch)[0]
+
+
+def trained(model):
+    """The trainable weights of both networks."""
+    return [[np.array(v) for v in part.trainable_variables] for part in (model.network, model.discriminator)]
+
+
+@pytest.mark.parametrize(("game", "pixel_loss"), [("standard", "mse"), ("relativistic", "l1")])
+def test_a_step_follows_both_gradients_of_the_formula(make, vgg, game, pixel_loss):
+    model, batch = playing(make(game=game, pixel_loss=pixel_loss, pixel=0.5, adversarial=0.2, variation=0.3,
+                                fidelity=0.7, **vgg))
+    lr, (hr,) = batch
+
+    def minus_log(logit):  # of the probability
+        return tf.reduce_mean(-tf.math.log(1 / (1 + tf.exp(-logit))))
+
+    with tf.GradientTape(persistent=True) as tape:
+        sr = model.network(lr, training=True)
+        real, fake = (model.discriminator(picture, training=True) for picture in (hr, sr))
+        ours, theirs = ((minus_log(fake), minus_log(real) + minus_log(-fake)) if game == "standard" else
+                        (minus_log(fake - real), minus_log(real - fake)))
+        expected = {
+            "pixel": tf.reduce_mean((hr - sr) ** 2 if pixel_loss == "mse" else tf.abs(hr - sr)),
+            "vgg": Perceptual(vgg["vgg_layer"], vgg["vgg_weights"])(hr, sr),
+            "adversarial": ours,
+            "variation": tf.reduce_mean(total_variation(sr)),
+            "fidelity": Fidelity(2)(lr, sr),
+        }
+        loss = sum(x * term for x, term in zip((0.5, 0.1, 0.2, 0.3, 0.7), expected.values(), strict=True))
+    gradients = [tape.gradient(value, part.trainable_variables)
+                 for value, part in ((loss, model.network), (theirs, model.discriminator))]
+    expected |= {"loss": loss, "discriminator": theirs, "accuracy": np.mean(np.array(real > fake)),
+                 "generator_gradient": tf.linalg.global_norm(gradients[0]),
+                 "discriminator_gradient": tf.linalg.global_norm(gradients[1])}
+    old = trained(model)
+    shown = {key: float(value) for key, value in model.train_step(batch).items()}
+    assert shown == pytest.approx({key: float(value) for key, value in expected.items()}, rel=1e-4)
+    for one, two, wanted in zip(old, trained(model), gradients, strict=True):
+        for before, after, gradient in zip(one, two, wanted, strict=True):
+            np.testing.assert_allclose(before - after, gradient, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("term", TERMS)
+def test_every_term_alone_trains_the_generator_and_never_vgg(make, vgg, monkeypatch, term):
+    made = []
+    monkeypatch.setattr(script, "Perceptual", lambda *args: made.append(Perceptual(*args)) or made[-1])
+    model, batch = playing(make(**{**vgg, **dict.fromkeys(TERMS, 0.0), term: 1.0}))
+    assert len(made) == (term == "vgg")
+    fixed, (old, _) = [loss.features.get_weights() for loss in made], trained(model)
+    shown = model.train_step(batch)
+    assert float(shown["loss"]) == pytest.approx(float(shown[term]))
+    assert float(shown["generator_gradient"]) > 1e-4
+    learned = zip(model.network.trainable_variables, changed(old, trained(model)[0]), strict=True)
+    assert all(change or weight.path.endswith("bias") for weight, change in learned)
+    for loss, values in zip(made, fixed, strict=True):
+        assert not any(changed(values, loss.features.get_weights()))
+
+
+@pytest.mark.parametrize(("adversarial", "rate"), [(0.0, 1.0), (1.0, 0.0)])
+def test_each_network_can_learn_alone(make, adversarial, rate):
+    model, batch = playing(make(pixel=0.0, adversarial=adversarial))
+    model.discriminator_optimizer.learning_rate = rate
+    old = trained(model)
+    model.train_step(batch)
+    learned = [any(changed(*pair)) for pair in zip(old, trained(model), strict=True)]
+    assert learned == [adversarial > 0, rate > 0]
+
+
+def test_the_warm_up_knows_pixels_alone(make, vgg):
+    model, batch = playing(make(pixel=0.0041, fidelity=1.0, **vgg))
+    model.playing = False
+    old, other = model.network.get_weights(), model.discriminator.get_weights()
+    shown = model.train_step(batch)
+    assert sorted(shown) == ["generator_gradient", "loss", "pixel"]
+    assert float(shown["loss"]) == float(shown["pixel"]) > 0  # whole, whatever its weight in the game
+    assert any(changed(old, model.network.get_weights()))
+    assert not any(changed(other, model.discriminator.get_weights()))
+
+
+def test_the_game_works_in_mixed_precision(make):
+    keras.mixed_precision.set_dtype_policy("mixed_bfloat16")
+    model, batch = playing(make(**GAME))
+    assert all(np.isfinite(float(value)) for value in model.train_step(batch).values())
+
+
+@pytest.mark.parametrize(("schedule", "warming", "game"), [
+    # The rates' shares after 0, 4 and 7 of 8 steps, and after 0, 4, 5, 7 and 11 of 12.
+    ("constant", (1, 1, 1), (1, 1, 1, 1, 1)),
+    ("step", (1, 1, 1), (1, 1, 1, 0.1, 0.1)),
+    ("cosine", (1, 0.5, 0.0380602), (1, 0.75, 0.6294095, 0.3705905, 0.0170371)),
+])
+def test_learning_rates_of_both_optimisers(make, schedule, warming, game):
+    model = trainer(make(schedule=schedule, warm_up=4, epochs=6, warm_up_rate=0.5, learning_rate=0.25))
+    for optimizer, steps, rate, shares in (
+        (model.optimizer, (0, 4, 7), 0.5, warming), (model.optimizer, (8, 12, 13, 15, 19), 0.25, game),
+        (model.discriminator_optimizer, (0, 4, 5, 7, 11), 0.25, game),
+    ):
+        for step, share in zip(steps, shares, strict=True):
+            optimizer.iterations.assign(step)
+            assert float(optimizer.learning_rate) == pytest.approx(rate * share, rel=1e-5)
+
+
+@pytest.mark.parametrize("schedule", ["constant", "step", "cosine"])
+def test_the_schedule_comes_back_from_its_config(make, schedule):
+    rate, other = schedules(make(schedule=schedule, warm_up=0, warm_up_rate=0.5, learning_rate=0.25))
+    assert float(rate(0)) == float(other(0)) == 0.25  # no warm-up
+    rate, _ = schedules(make(schedule=schedule, warm_up=2, warm_up_rate=0.5, learning_rate=0.25))
+    again = keras.optimizers.Adam.from_config(keras.optimizers.Adam(rate).get_config())._learning_rate
+    assert isinstance(again, TwoPhases)
+    assert [float(again(step)) for step in range(12)] == [float(rate(step)) for step in range(12)]
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_make_trainers_and_hold_the_papers_numbers(make, vgg, name):
+    settings = PRESETS[name][1]
+    model = trainer(dataclasses.replace(settings, **{**vgg, "vgg": settings.vgg}))
+    # Scale, blocks, PReLU, size of HR for the dense head, weights of pixels, VGG and the game.
+    expected = {"reported": (2, 5, "scalar", None, {"pixel": 0.0041, "vgg": 0.001}, 1e-3, "standard"),
+                "paper": (4, 16, "channel", 96, {"pixel": 0.0, "vgg": 1.0}, 1e-3, "standard")}
+    found = (settings.scale, settings.blocks, settings.prelu, model.discriminator.input.shape[1],
+             {key: weight for key, (weight, _) in model.terms.items()}, model.adversarial, settings.game)
+    assert found == expected.get(name, found)
+
+
+def test_a_run_plays_after_its_warm_up_and_draws(whole):
+    folder, _ = whole
+    assert {path.name for path in folder.iterdir()} == {
+        "settings.yaml", "log.csv", "model.keras", "last.keras", "step_4.keras", "step_6.keras",
+        "step_8.keras", "backup.weights.h5", "samples", "tensorboard", "losses.png", "comparison.png"}
+    log = rows(folder)
+    assert [(row["epoch"], row["step"]) for row in log] == [("1", "2"), ("2", "4"), ("3", "6"), ("4", "8")]
+    for row in log:
+        filled = {key for key, value in row.items() if value}
+        assert ({*TERMS, "discriminator", "accuracy"} - {"vgg"} <= filled) == (int(row["epoch"]) > 2)
+    four, six, eight, best, last = (weights(folder, f"{name}.keras") for name in
+                                    ("step_4", "step_6", "step_8", "model", "last"))
+    assert [any(changed(*pair)) for pair in ((four, six), (six, eight), (eight, last), (best, last))] == [
+        True, True, False, False]
+    assert GANValidation.key == "epoch"  # the last is the best, whatever its PSNR
+    iterations = [int(value) for value in backup(folder).values() if value.dtype.kind in "iu"]
+    assert sorted(iterations) == [4, 8]  # the discriminator joined for half of the steps
+    # Bicubic, warm-up, one and two epochs of the game, HR; at 110 points an inch.
+    assert read_picture(folder / "comparison.png").pixels.shape == (253, 5 * 242, 3)
+    assert read_picture(folder / "losses.png").pixels.std() > 10
+
+
+@pytest.mark.parametrize(("phase", "epochs"), [("warm-up", 1), ("game", 3)])  # of four
+def test_a_killed_run_goes_on_to_the_same_bits(whole, make, processes, phase, epochs):
+    folder, finished = processes[0] / phase, processes[1][phase]
+    assert finished.returncode == -signal.SIGKILL, finished.stderr
+    assert len(rows(folder)) == epochs
+    main("quick", make(folder, **GAME))
+    assert_same_run(folder, whole[0])
+    one, two = backup(folder), backup(whole[0])
+    assert one.keys() == two.keys()
+    assert not [key for key in one if (one[key] != two[key]).any()]
+
+
+def test_two_devices_train_as_one(processes):
+    assert processes[1]["two"].returncode == 0, processes[1]["two"].stderr[-2000:]
+
+
+def test_the_quick_preset_runs_from_the_command_line_and_downloads_nothing(processes):
+    folder, finished = processes
+    assert (finished["quick"].returncode, finished["quick"].stderr) == (0, "")
+    assert [bool(row["adversarial"]) for row in rows(folder / "quick")] == [False, True]
+    assert not list((folder / "home").rglob("*.h5"))
+
+
+def test_averages_are_what_is_saved(whole):
+    (folder, passed), average = whole, whole[1][0]
+    for number, step in enumerate(passed[1:], start=2):
+        average = [0.9 * one + 0.1 * two for one, two in zip(average, step, strict=True)]
+        if number in (4, 8):
+            saved = [np.array(v) for v in resolve.load(folder / f"step_{number}.keras").trainable_variables]
+            for one, two in zip(saved, average, strict=True):
+                np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-7)
+            assert max(np.abs(one - last).max() for one, last in zip(saved, step, strict=True)) > 1e-5
+
+
+def test_without_a_game_the_best_epoch_is_kept(make, tmp_path, monkeypatch):
+    scores = iter([20.0, 30.0, 25.0])
+    monkeypatch.setattr("train.loop.quality", lambda *args: {"psnr_y": next(scores, 0.0), "ssim_y": 0.5})
+    main("quick", make(tmp_path, steps=1, warm_up=3, epochs=0, snapshots=(1, 2, 3)))
+    kept = weights(tmp_path, "model.keras")
+    same = [not any(changed(kept, weights(tmp_path, f"step_{step}.keras"))) for step in (1, 2, 3)]
+    assert same == [False, True, False]
+
+
+@pytest.mark.parametrize(("poison", "rate", "message"), [
+    (np.nan, 1e-4, r"stopped, the loss is nan at step 1 of the epoch; model\.keras holds the best weights"),
+    (1.0, 1e3, r"stopped, collapsed in epoch 2: PSNR .* dB where bicubic interpolation has .*; model\.keras"),
+], ids=["nan", "collapse"])
+def test_what_is_ruined_stops_and_leaves_a_good_network(make, tmp_path, monkeypatch, poison, rate, message):
+    batch = Patches.__getitem__
+
+    def poisoned(self, number):
+        lr, hr = batch(self, number)
+        return lr * (poison if number == 2 else 1), hr
+
+    monkeypatch.setattr(Patches, "__getitem__", poisoned)
+    with pytest.raises(InputError, match=message):
+        main("quick", make(tmp_path, learning_rate=rate))
+    assert len(rows(tmp_path)) == 1
+    assert not any(changed(weights(tmp_path, "model.keras"), weights(tmp_path, "step_2.keras")))
+    assert all(np.isfinite(array).all() for array in weights(tmp_path, "model.keras"))
+
+
+def test_a_collapse_is_six_decibels_below_bicubic_in_the_game(photo):
+    judge = GANValidation([("a", photo[::2, ::2], photo)], warm_up=3, steps=1)
+    good, bad = ({"epoch": 4, "val_psnr_y": judge.bicubic - below} for below in (5.9, 6.1))
+    assert judge.failure(good) is judge.failure({**bad, "epoch": 3}) is None
+    assert "collapsed in epoch 4" in judge.failure(bad)
+    assert judge.failure({**good, "adversarial": np.inf}) == "adversarial is inf after epoch 4"
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    *(({name: 0}, f"{name}: must be at least 1, not 0") for name in ("batch", "steps")),
+    *(({name: -1}, f"{name}: must be at least 0, not -1") for name in ("blocks", "warm_up", "epochs")),
+    *(({"crop": crop}, f"crop: {crop} is no multiple of the scale, 2") for crop in (0, 15)),
+    ({"crop": 2, "fidelity": 1.0}, "crop"),  # too small to be shrunk
+    *(({"ema": ema}, f"ema: must be at least 0 and below 1, not {ema}") for ema in (1.0, -0.1)),
+    ({"start": "none.keras"}, r"none\.keras: no such model file"),
+    ({"vgg": 1.0, "vgg_layer": "block9_conv1"}, "VGG19 has no layer block9_conv1"),
+    ({"vgg": 1.0, "vgg_weights": "none.npz"}, r"none\.npz: no such file of VGG19 weights"),
+    ({"vgg": 1.0}, r"VGG19's ImageNet weights cannot be downloaded \(.*offline.*\); give the file vgg19"),
+])
+def test_wrong_settings_are_one_line_errors(make, tmp_path, monkeypatch, changes, message):
+    monkeypatch.setattr(keras.applications, "VGG19", lambda **kwargs: (tmp_path / "offline").read_text())
+    with pytest.raises(InputError, match=message):
+        main("quick", make(tmp_path, **changes))
+
+
+def test_a_generator_starts_from_another_as_far_as_they_are_alike(make, tmp_path):
+    source = generator(4, blocks=1, filters=6)
+    source.save(tmp_path / "x4.keras")
+    discriminator(filters=2).save(tmp_path / "other.keras")
+    for scale in (2, 4):
+        for layer in trainer(make(scale=scale, start=str(tmp_path / "x4.keras"))).network.layers:
+            assert not any(changed(layer.get_weights(), source.get_layer(layer.name).get_weights()))
+    with pytest.raises(InputError, match="start: the network has no layer in common with srgan_x2"):
+        trainer(make(start=str(tmp_path / "other.keras")))

@@ -20,7 +20,7 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # What replaced tensorflow-addons against the original, in an environment of its own.
 test-addons:

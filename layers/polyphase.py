@@ -32,6 +32,8 @@ class PolyphaseConv2D(keras.layers.Conv2D):
         super().__init__(filters, kernel_size, padding="same", data_format="channels_last", **kwargs)
         if not all(size % 2 for size in self.kernel_size):
             raise ValueError(f"kernel_size must be odd, not {self.kernel_size}")
+        if self.strides != (1, 1) or self.dilation_rate != (1, 1) or self.groups != 1:
+            raise ValueError("strides, dilation_rate and groups must be 1")
 
     def convolution_op(self, inputs, kernel):
         blocks = ops.space_to_depth(inputs, 2, data_format="channels_last")

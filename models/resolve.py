@@ -178,6 +178,8 @@ def reach(network):
         changed[centre, centre] += 1e6
         rows, columns = np.nonzero((_run(network, picture) != _run(network, changed)).any(-1))
         at = np.concatenate([rows, columns]) // scale
+        if not at.size:  # a constant
+            return 3
         if at.min() > 0 and at.max() < size - 1:
             return max(3, int(np.abs(at - centre).max()))
     raise ValueError(f"{network.name} cannot be tiled: one pixel changes the whole picture")

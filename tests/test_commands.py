@@ -147,7 +147,8 @@ def test_evaluate_writes_figures_and_a_drawing(run_command, model, photo, tmp_pa
             # The untrained network is bicubic, but for the rounding between the passes.
             assert row[key] == pytest.approx(value, abs=1.5 if key == "lr_psnr" else 0.05)
     for method in (figures["mean"], figures["bicubic"]):
-        assert set(method) == {"psnr_y", "ssim_y", "psnr_rgb", "lr_psnr", "seconds", "mpixel_per_second"}
+        assert set(method) == {"psnr_y", "ssim_y", "psnr_rgb", "lr_psnr", "colour_error", "seconds",
+                               "mpixel_per_second"}
     scores = [picture["psnr_y"] for picture in figures["pictures"]]
     assert figures["mean"]["psnr_y"] == pytest.approx(np.mean(scores))
     assert f"{figures['mean']['psnr_y']:.2f}" in result.stdout.splitlines()[-2]

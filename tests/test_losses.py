@@ -75,6 +75,19 @@ def test_perceptual_repeats_luminance_three_times(pair, weights):
     assert float(loss(x, x)) == 0
 
 
+def test_relative_perceptual_loss_does_not_depend_on_the_scale_of_the_features(pair, weights, tmp_path):
+    network, folder = weights
+    with np.load(folder / "vgg19.npz") as archive:
+        arrays = {name: 3 * archive[name] for name in ("conv1_1_w", "conv1_1_b")}
+    np.savez(tmp_path / "thrice.npz", **arrays)
+    features = keras.Model(network.input, network.get_layer("block1_conv1").output)
+    x, y = (features(keras.applications.vgg19.preprocess_input(picture * 255.0)).numpy() for picture in pair)
+    expected = np.square(x - y).mean((1, 2, 3)) / np.square(x).mean((1, 2, 3))
+    for file in (folder / "vgg19.npz", tmp_path / "thrice.npz"):
+        loss = Perceptual("block1_conv1", str(file), "relative")
+        np.testing.assert_allclose(loss.call(*pair), expected, rtol=1e-3)
+
+
 def test_perceptual_gradient_flows_into_the_prediction_and_no_weight(pair, weights):
     loss = Perceptual("block2_conv2", str(weights[1] / "vgg19.npz"))
     x, y = pair[0], tf.Variable(pair[1])

@@ -221,8 +221,8 @@ def test_colour_error_of_a_constant_shift_is_the_shift(photo, channels):
     assert colour_error(hr, hr) == 0
     for shift in (10, -10):
         assert colour_error(hr, (hr.astype(int) + shift).astype("uint8")) == pytest.approx(10)
-    one = (hr + np.array([30] + [0] * (channels - 1))) / 255  # in one channel alone
-    assert colour_error(hr, one) == pytest.approx(30 / channels)
+    tinted = (hr + np.array((30, -30, 0)[:channels])) / 255  # each channel counts by itself
+    assert colour_error(hr, tinted) == pytest.approx({1: 30, 3: 20}[channels])
 
 
 def test_colour_error_leaves_texture_out(photo, rng):

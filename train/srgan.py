@@ -186,8 +186,8 @@ class SRGANTrainer(keras.Model):
             other_gradients = discriminator_tape.gradient(discriminator_loss, others)
             self.discriminator_optimizer.apply(other_gradients, others)
             shown["accuracy"] = tf.reduce_mean(tf.cast(real > fake, "float32"))
-            shown["discriminator_gradient"] = tf.linalg.global_norm(other_gradients)
-        shown["generator_gradient"] = tf.linalg.global_norm(gradients)
+            shown["discriminator_gradient"] = tf.linalg.global_norm(other_gradients) / share
+        shown["generator_gradient"] = tf.linalg.global_norm(gradients) / share  # of this device's pictures
         self.optimizer.apply(gradients, variables)
 
         for name, value in shown.items():
@@ -243,7 +243,7 @@ def schedules(settings):
             return schedules.CosineDecay(settings.learning_rate, game)
         if settings.schedule == "step":
             return schedules.PiecewiseConstantDecay(
-                [game // 2], [settings.learning_rate, settings.learning_rate / 10])
+                [game // 2 - 1], [settings.learning_rate, settings.learning_rate / 10])
         return constant(settings.learning_rate)
 
     warming = (schedules.CosineDecay(settings.warm_up_rate, max(1, warm_up)) if settings.schedule == "cosine"
@@ -299,8 +299,9 @@ def main(preset: str, settings: Settings):
             raise InputError(f"{name}: must be at least {least}, not {getattr(settings, name)}")
     if settings.crop < settings.scale or settings.crop % settings.scale:
         raise InputError(f"crop: {settings.crop} is no multiple of the scale, {settings.scale}")
-    if settings.crop < 2 * settings.scale:
-        raise InputError(f"crop: must be at least twice the scale, {settings.scale}, not {settings.crop}")
+    least = 16 if settings.vgg else 2 * settings.scale  # what VGG19 halves four times, or what can be shrunk
+    if settings.crop < least:
+        raise InputError(f"crop: must be at least {least}, not {settings.crop}")
     if not 0 <= settings.ema < 1:
         raise InputError(f"ema: must be at least 0 and below 1, not {settings.ema}")
     train, val, test = split(settings.data, settings.val_pictures, settings.test_pictures, settings.run.seed)

@@ -2,7 +2,7 @@
 
     python evaluate.py weights/lapsrn-x2.keras --data photos
     python evaluate.py weights/lapsrn-x4.keras --data FOLDER --json result.json --figure result.png
-    python evaluate.py weights/srgan-x4.keras --data FOLDER --blend 0.5 --blend-with weights/srresnet-x4.keras
+    python evaluate.py GAN.keras --data FOLDER --blend 0.5 --blend-with weights/srresnet-x4.keras
     python evaluate.py weights/pixel_recursive-celeba.keras --data FOLDER --crop face --samples 4
 
 Networks of any size: HR pictures are cropped to a multiple of the scale; LR is made from them, rounded to 8
@@ -36,9 +36,9 @@ from losses import bits_per_dimension
 from metrics import consistency, diversity, ms_ssim, psnr, quality, ssim
 from metrics.perceptual import LPIPS, SqueezeNetDistance
 from models import resolve
-from models.sampler import Sampler, check_sampling
+from models.sampler import Sampler, check_sampling, draws
 
-# Heading and format of every measure; distances come with their own names.
+# Heading and format of every measure, as far as it is measured.
 COLUMNS = {"psnr_y": ("PSNR-Y", ".2f"), "ssim_y": ("SSIM-Y", ".4f"), "psnr_rgb": ("PSNR-RGB", ".2f"),
            "lr_psnr": ("LR-PSNR", ".2f"), "colour_error": ("colour", ".2f"), "lpips": ("LPIPS", ".4f"),
            "squeezenet_distance": ("Squeeze*", ".4f")}
@@ -154,7 +154,7 @@ def likelihood(network, pictures, batch=50):
             a, b = outputs
             logits = {"bits": a + b, "bits_a": a, "bits_b": b}
             scores = {key: bits_per_dimension(hr, value) for key, value in logits.items()}
-        elif outputs.ndim == 5:
+        elif draws(network):
             scores = {"bits": bits_per_dimension(hr, outputs)}
         else:
             scores = {"mse": np.mean(np.square(hr - outputs))}

@@ -131,6 +131,34 @@ def keras_step(model, batch, losses=()):
     return step
 
 
+def training_rows(seconds, work, batch, apart=("bfloat16",)):
+    """The rows of a training benchmark, and the machine's best rates at that time, in GFLOP a second.
+
+    Args:
+        seconds: Dict of engine -> {"median": seconds a step, "min": seconds}, as `interleaved` gives.
+        work: FLOP of a step.
+        batch: Pictures in a step.
+        apart: What stands in the names of the PyTorch engines that are not to be beaten.
+    """
+    peaks = peak_functions()
+    peak_seconds = interleaved({name: function for name, (function, _) in peaks.items()}, 5)
+    peak = {name: flop / peak_seconds[name]["min"] / 1e9 for name, (_, flop) in peaks.items()}
+    best = min(s["median"] for name, s in seconds.items()
+               if "torch" in name and not any(word in name for word in apart))
+    rows = []
+    for name, s in seconds.items():
+        gflops = work / s["median"] / 1e9
+        dtype = "bfloat16" if "bfloat16" in name else "float32"
+        rows.append({
+            "engine": name, "step_seconds": s["median"], "step_seconds_min": s["min"],
+            "pictures_per_second": batch / s["median"], "over_best_torch_float32": best / s["median"],
+            "over_keras_float32": seconds["keras float32"]["median"] / s["median"],
+            "gflop_per_second": gflops, "of_peak_conv": gflops / peak[f"conv {dtype}"],
+            "of_peak_matmul": gflops / peak[f"matmul {dtype}"],
+        })
+    return rows, peak
+
+
 def table(rows, columns):
     """Rows (dicts) as aligned text; `columns` maps a key to its format, such as ".2f"."""
     lines = [list(columns)]

@@ -80,18 +80,18 @@ class LapSRN(nn.Module):
             slope=layers["level1_act1"].negative_slope,
             skip_every=min(skips),
         )
-        _copy(layers["head"], model.head)
+        copy_conv(layers["head"], model.head)
         for number, level in enumerate(model.levels, start=1):
             for i, conv in enumerate(level["convs"], start=1):
-                _copy(layers[f"level{number}_conv{i}"], conv)
+                copy_conv(layers[f"level{number}_conv{i}"], conv)
             if "up" in level:
-                _copy(layers[f"level{number}_up"], level["up"], shuffle=4)
-            _copy(layers[f"level{number}_residual"], level["residual"], shuffle=1 if "up" in level else 4)
+                copy_conv(layers[f"level{number}_up"], level["up"], shuffle=4)
+            copy_conv(layers[f"level{number}_residual"], level["residual"], shuffle=1 if "up" in level else 4)
         return model
 
 
 @torch.no_grad()
-def _copy(layer, conv, shuffle=1):
+def copy_conv(layer, conv, shuffle=1):
     kernel, bias = layer.get_weights()
     # Keras keeps the channels before a pixel shuffle as (sub-pixel, filter), PyTorch as
     # (filter, sub-pixel).

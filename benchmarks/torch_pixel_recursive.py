@@ -20,15 +20,15 @@ class ResidualBlock(nn.Module):
     def __init__(self, filters):
         super().__init__()
         self.conv1 = nn.Conv2d(filters, filters, 3, padding=1)
-        self.norm1 = _batch_norm(filters)
+        self.norm1 = batch_norm(filters)
         self.conv2 = nn.Conv2d(filters, filters, 3, padding=1)
-        self.norm2 = _batch_norm(filters)
+        self.norm2 = batch_norm(filters)
 
     def forward(self, x):
         return x + self.norm2(self.conv2(F.relu(self.norm1(self.conv1(x)))))
 
 
-def _batch_norm(filters):
+def batch_norm(filters):
     return nn.BatchNorm2d(filters, eps=1e-3, momentum=0.01)  # as Keras has them
 
 
@@ -143,7 +143,7 @@ class PixelRecursive(nn.Module):
         modules = [module for module in conditioning.modules()
                    if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d, nn.BatchNorm2d))]
         for layer, module in zip(layers, modules, strict=True):
-            (_copy_norm if isinstance(module, nn.BatchNorm2d) else _copy)(module, *layer.get_weights())
+            (copy_norm if isinstance(module, nn.BatchNorm2d) else _copy)(module, *layer.get_weights())
 
         blocks = [layer for layer in prior.layers if isinstance(layer, GatedPixelCNNBlock)]
         model = Prior(channels, blocks[0].filters, [block.kernel_size for block in blocks],
@@ -170,7 +170,7 @@ def _copy(module, kernel, bias=None):
 
 
 @torch.no_grad()
-def _copy_norm(module, *weights):
+def copy_norm(module, *weights):
     for target, source in zip((module.weight, module.bias, module.running_mean, module.running_var),
                               weights, strict=True):
         target.copy_(torch.from_numpy(source))

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch_lapsrn import to_torch
+from torch_lapsrn import copy_conv, to_torch
+from torch_pixel_recursive import batch_norm, copy_norm
 
 from layers import SubPixelConv2D
 
@@ -17,7 +18,7 @@ from layers import SubPixelConv2D
 class ResidualBlock(nn.Sequential):
     def __init__(self, filters, slopes):
         super().__init__(
-            _conv(filters), _batch_norm(filters), nn.PReLU(slopes), _conv(filters), _batch_norm(filters)
+            _conv(filters), batch_norm(filters), nn.PReLU(slopes), _conv(filters), batch_norm(filters)
         )
 
     def forward(self, x):
@@ -26,10 +27,6 @@ class ResidualBlock(nn.Sequential):
 
 def _conv(filters, factor=1):
     return nn.Conv2d(filters, factor * filters, 3, padding=1)
-
-
-def _batch_norm(filters):
-    return nn.BatchNorm2d(filters, eps=1e-3, momentum=0.01)  # as Keras has them
 
 
 class Generator(nn.Module):
@@ -44,7 +41,7 @@ class Generator(nn.Module):
         super().__init__()
         self.head = nn.Sequential(nn.Conv2d(3, filters, 9, padding=4), nn.PReLU(slopes))
         self.body = nn.Sequential(
-            *(ResidualBlock(filters, slopes) for _ in range(blocks)), _conv(filters), _batch_norm(filters)
+            *(ResidualBlock(filters, slopes) for _ in range(blocks)), _conv(filters), batch_norm(filters)
         )
         self.tail = nn.Sequential()
         for _ in range(upsamplings):
@@ -87,9 +84,9 @@ class Discriminator(nn.Sequential):
             outputs = factor * filters
             self.append(nn.Conv2d(inputs, outputs, 3, padding=1))
             if factor > 1:
-                self.append(_batch_norm(outputs))
+                self.append(batch_norm(outputs))
             self.append(nn.LeakyReLU(0.2, inplace=True))
-            self.extend([Downsample(outputs, outputs), _batch_norm(outputs), nn.LeakyReLU(0.2, inplace=True)])
+            self.extend([Downsample(outputs, outputs), batch_norm(outputs), nn.LeakyReLU(0.2, inplace=True)])
             inputs = outputs
         self.extend([nn.AdaptiveAvgPool2d(1), nn.Conv2d(inputs, 16 * filters, 1),
                      nn.LeakyReLU(0.2, inplace=True), nn.Conv2d(16 * filters, 1, 1), nn.Flatten()])
@@ -104,27 +101,18 @@ class Discriminator(nn.Sequential):
         return _copied(cls(layers[0].filters), layers)
 
 
-@torch.no_grad()
 def _copied(model, layers):
     """The model, with the weights of Keras layers."""
     # Both list their layers in the order in which they compute.
     modules = [module for module in model.modules()
                if isinstance(module, (nn.Conv2d, nn.BatchNorm2d, nn.PReLU))]
     for layer, module in zip(layers, modules, strict=True):
-        weights = layer.get_weights()
         if isinstance(module, nn.Conv2d):
-            targets, (kernel, bias) = (module.weight, module.bias), weights
-            # Keras keeps the channels before a pixel shuffle as (sub-pixel, filter), PyTorch as
-            # (filter, sub-pixel).
-            sub_pixels = layer.scale**2 if isinstance(layer, SubPixelConv2D) else 1
-            order = np.arange(len(bias)).reshape(sub_pixels, -1).T.ravel()
-            weights = kernel.transpose(3, 2, 0, 1)[order], bias[order]
+            copy_conv(layer, module, layer.scale**2 if isinstance(layer, SubPixelConv2D) else 1)
         elif isinstance(module, nn.BatchNorm2d):
-            targets = module.weight, module.bias, module.running_mean, module.running_var
+            copy_norm(module, *layer.get_weights())
         else:
-            targets, weights = (module.weight,), (weights[0].ravel(),)
-        for target, weight in zip(targets, weights, strict=True):
-            target.copy_(torch.from_numpy(weight))
+            module.weight.data.copy_(torch.from_numpy(layer.get_weights()[0].ravel()))
     return model
 
 

@@ -12,7 +12,7 @@ from commands import command  # first: it quietens TensorFlow
 # isort: split
 import numpy as np
 import torch
-from common import flop, interleaved, keras_step, keras_trainer, peak_functions, randomise, save, table
+from common import flop, interleaved, keras_step, keras_trainer, randomise, save, table, training_rows
 from torch_lapsrn import LapSRN, charbonnier, check, to_torch
 
 from train.lapsrn import PRESETS, trainer
@@ -78,25 +78,10 @@ def measure(scale, rounds):
             raise SystemExit(f"{name}: the first step's loss is {loss}, not {ours}: nothing to compare")
 
     seconds = interleaved(engines, rounds)
-    peaks = peak_functions()
-    peak_seconds = interleaved({name: function for name, (function, _) in peaks.items()}, 5)
-    peak = {name: flop / peak_seconds[name]["min"] / 1e9 for name, (_, flop) in peaks.items()}
-    best = min(s["median"] for name, s in seconds.items() if "torch" in name and "bfloat16" not in name)
     # Gradients of weights and of features cost as much as the forward pass each.
     work = 3 * settings.batch * flop(network, settings.patch, settings.patch)
-    rows = []
-    for name, s in seconds.items():
-        gflops = work / s["median"] / 1e9
-        dtype = "bfloat16" if "bfloat16" in name else "float32"
-        rows.append({
-            "scale": scale, "engine": name, "step_seconds": s["median"], "step_seconds_min": s["min"],
-            "pictures_per_second": settings.batch / s["median"],
-            "over_best_torch_float32": best / s["median"],
-            "over_keras_float32": seconds["keras float32"]["median"] / s["median"],
-            "gflop_per_second": gflops, "of_peak_conv": gflops / peak[f"conv {dtype}"],
-            "of_peak_matmul": gflops / peak[f"matmul {dtype}"], "first_loss": first[name],
-        })
-    return rows, peak
+    rows, peak = training_rows(seconds, work, settings.batch)
+    return [{"scale": scale, **row, "first_loss": first[row["engine"]]} for row in rows], peak
 
 
 def main(scales: tuple[int, ...] = (2, 4), rounds: int = 15):

@@ -15,7 +15,7 @@ import math
 
 import numpy as np
 import torch
-from common import interleaved, keras_step, keras_trainer, peak_functions, save, table
+from common import interleaved, keras_step, keras_trainer, save, table, training_rows
 from sampler import multiply_adds
 from torch_lapsrn import to_torch
 from torch_pixel_recursive import PixelRecursive, check, cross_entropy
@@ -98,29 +98,14 @@ def measure(settings, rounds, steps):
 
     seconds = interleaved({name: several(step) for name, step in engines.items()}, rounds)
     seconds = {name: {key: s / steps for key, s in times.items()} for name, times in seconds.items()}
-    peaks = peak_functions()
-    peak_seconds = interleaved({name: function for name, (function, _) in peaks.items()}, 5)
-    peak = {name: flop / peak_seconds[name]["min"] / 1e9 for name, (_, flop) in peaks.items()}
-    best = min(s["median"] for name, s in seconds.items() if "torch" in name and "bfloat16" not in name)
     # Gradients of weights and of features cost as much as the forward pass each. What a
     # mask closes is computed too.
     counts = multiply_adds(network, opened=False)
     pixels = (settings.data.size * settings.data.scale) ** 2
     per_picture = counts["conditioning"] + pixels * (counts["vertical"] + counts["horizontal"])
     work = 3 * 2 * settings.batch * per_picture
-    rows = []
-    for name, s in seconds.items():
-        gflops = work / s["median"] / 1e9
-        dtype = "bfloat16" if "bfloat16" in name else "float32"
-        rows.append({
-            "engine": name, "step_seconds": s["median"], "step_seconds_min": s["min"],
-            "pictures_per_second": settings.batch / s["median"],
-            "over_best_torch_float32": best / s["median"],
-            "over_keras_float32": seconds["keras float32"]["median"] / s["median"],
-            "gflop_per_second": gflops, "of_peak_conv": gflops / peak[f"conv {dtype}"],
-            "of_peak_matmul": gflops / peak[f"matmul {dtype}"], "first_losses": first[name],
-        })
-    return rows, peak
+    rows, peak = training_rows(seconds, work, settings.batch)
+    return [{**row, "first_losses": first[row["engine"]]} for row in rows], peak
 
 
 def main(

@@ -20,7 +20,7 @@ import math
 
 import numpy as np
 import torch
-from common import flop, interleaved, keras_step, keras_trainer, peak_functions, save, table
+from common import flop, interleaved, keras_step, keras_trainer, save, table, training_rows
 from torch.nn import functional as F
 from torch_lapsrn import to_torch
 from torch_srgan import Discriminator, Generator, check
@@ -174,29 +174,15 @@ def measure(settings, playing, rounds):
             raise SystemExit(f"{name}: the first losses are {losses}, not {ours}: nothing to compare")
 
     seconds = interleaved(engines, rounds)
-    peaks = peak_functions()
-    peak_seconds = interleaved({name: function for name, (function, _) in peaks.items()}, 5)
-    peak = {name: flop / peak_seconds[name]["min"] / 1e9 for name, (_, flop) in peaks.items()}
-    best = min(s["median"] for name, s in seconds.items()
-               if "torch" in name and "bfloat16" not in name and "two passes" not in name)
     # Gradients of weights and of features cost as much as the forward pass each. The
     # discriminator sees two pictures; the generator needs the features' gradients of one more.
     work = 3 * flop(model.network, *batch[0].shape[1:3])
     if playing:
         work += (2 * 3 + 1) * flop(model.discriminator, settings.crop, settings.crop)
-    rows = []
-    for name, s in seconds.items():
-        gflops = settings.batch * work / s["median"] / 1e9  # what two passes compute twice counts once
-        dtype = "bfloat16" if "bfloat16" in name else "float32"
-        rows.append({
-            "hr": settings.crop, "phase": phase, "engine": name, "step_seconds": s["median"],
-            "step_seconds_min": s["min"], "pictures_per_second": settings.batch / s["median"],
-            "over_best_torch_float32": best / s["median"],
-            "over_keras_float32": seconds["keras float32"]["median"] / s["median"],
-            "gflop_per_second": gflops, "of_peak_conv": gflops / peak[f"conv {dtype}"],
-            "of_peak_matmul": gflops / peak[f"matmul {dtype}"], "first_losses": first[name],
-        })
-    return rows, peak
+    # What two passes compute twice counts once.
+    rows, peak = training_rows(seconds, settings.batch * work, settings.batch, ("bfloat16", "two passes"))
+    return [{"hr": settings.crop, "phase": phase, **row, "first_losses": first[row["engine"]]}
+            for row in rows], peak
 
 
 def main(

@@ -38,8 +38,6 @@ class SqueezeNetDistance:
     Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018, equation 1.
     """
 
-    name = "SqueezeNet distance (uncalibrated)"
-
     def __init__(self, path):
         self.features = _squeezenet()
         _load_squeezenet(self.features, path)
@@ -68,8 +66,6 @@ class LPIPS:
     Source: Zhang et al., "The Unreasonable Effectiveness of Deep Features as a Perceptual
     Metric", CVPR 2018.
     """
-
-    name = "LPIPS"
 
     def __init__(self, path):
         for package in ("torch", "lpips"):

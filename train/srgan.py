@@ -2,7 +2,7 @@
 
     python train/srgan.py reported --data FOLDER      the report's settings, x2
     python train/srgan.py paper --data FOLDER         the paper's, x4: weeks without a GPU
-    python train/srgan.py improved --data FOLDER      the settings of the shipped weights, x4
+    python train/srgan.py improved --data FOLDER      the report's faults mended, x4
     python train/srgan.py improved-x2 --data FOLDER   the same for x2
     python train/srgan.py quick                       minutes on two CPU cores, no data needed
 
@@ -119,8 +119,8 @@ IMPROVED = Settings(
 PRESETS = {
     "reported": ("The report's x2: weights of its table, 40 epochs.", REPORTED),
     "paper": ("The paper's x4: 16 blocks, VGG54.", PAPER),
-    "improved": ("x4 as shipped: relativistic, colours held fast, averaged weights.", IMPROVED),
-    "improved-x2": ("x2 as shipped.", dataclasses.replace(IMPROVED, scale=2, crop=48)),
+    "improved": ("x4: from an interpolation, relativistic, colours held fast, averaged weights.", IMPROVED),
+    "improved-x2": ("The same for x2.", dataclasses.replace(IMPROVED, scale=2, crop=48)),
     "quick": ("A small x2 network on photographs that scikit-image ships, pixels and the game alone.",
               dataclasses.replace(IMPROVED, scale=2, blocks=2, crop=48, vgg=0.0, warm_up=4, epochs=4,
                                   steps=50, val_pictures=1, test_pictures=0, run=RunSettings())),

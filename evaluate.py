@@ -9,6 +9,10 @@ Networks of any size: HR pictures are cropped to a multiple of the scale; LR is 
 bits; SR is rounded to 8 bits before it is measured. PSNR and SSIM leave out a border of
 `scale` pixels. Y is BT.601's; grey pictures are measured as they are.
 
+Networks with noise draw samples: the measures are means over them, and two more say how
+faithful they are to LR: the worst sample's LR-PSNR, and the PSNR of the mean squared error,
+which stays finite where single pictures are exact.
+
 Networks of one size (pixel recursive ones): a square is cut out of each picture and
 shrunk to HR; nothing is left out of the border, PSNR and SSIM are in RGB. Where the
 network draws samples, the measures are means over them.
@@ -34,32 +38,39 @@ from datasets.pictures import contact_sheet, to_float, to_uint8, write_picture
 from datasets.thumbnails import Crop, Thumbnails, parts
 from losses import bits_per_dimension
 from metrics import consistency, diversity, ms_ssim, psnr, quality, ssim
-from metrics.perceptual import LPIPS, SqueezeNetDistance
+from metrics.perceptual import LPIPS, SqueezeNetDistance, diversity_score
 from models import resolve
 from models.sampler import Sampler, check_sampling, draws
 
 # Heading and format of every measure, as far as it is measured.
 COLUMNS = {"psnr_y": ("PSNR-Y", ".2f"), "ssim_y": ("SSIM-Y", ".4f"), "psnr_rgb": ("PSNR-RGB", ".2f"),
-           "lr_psnr": ("LR-PSNR", ".2f"), "colour_error": ("colour", ".2f"), "lpips": ("LPIPS", ".4f"),
-           "squeezenet_distance": ("Squeeze*", ".4f")}
+           "lr_psnr": ("LR-PSNR", ".2f"), "lr_psnr_worst": ("worst", ".2f"),
+           "lr_psnr_pooled": ("pooled", ".2f"), "colour_error": ("colour", ".2f"), "lpips": ("LPIPS", ".4f"),
+           "squeezenet_distance": ("Squeeze*", ".4f"), "diversity_score": ("S", ".2f")}
 
 
-def evaluate(network, pairs, distances=None):
+def evaluate(network, pairs, distances=None, samples=1, temperature=1.0, seed=0):
     """Measure a network on (name, lr, hr) triples, uint8.
 
     Args:
         distances: Dict of name -> function of (HR, SR), measured too, such as
             `metrics.perceptual.LPIPS`.
+        samples: How many pictures a network with noise draws of each LR, from the seeds
+            `seed`, `seed` + 1 and so on. Measures are means over them.
+        temperature: What the noise is multiplied by.
 
     Returns:
         A dict of `mean` and `bicubic`, each holding what `metrics.quality` gives, the
         distances and `seconds` a picture, `mpixel_per_second` (of HR), and
-        `pictures`: a list of the same with `name`, and the same under `bicubic`.
+        `pictures`: a list of the same with `name`, and the same under `bicubic`. Networks
+        with noise have also `lr_psnr_worst`, `lr_psnr_pooled` (the PSNR of the mean squared
+        error) and, where there are several samples and a distance, `diversity_score`.
     """
-    scale = resolve.scale_of(network)
+    scale, drawn = resolve.scale_of(network), resolve.stochastic(network)
     methods = {
-        "network": lambda lr: resolve.resolve(network, lr),
-        "bicubic": lambda lr: imresize(lr, scale),
+        "network": lambda lr: [resolve.resolve(network, lr, temperature, seed + k)
+                               for k in range(samples if drawn else 1)],
+        "bicubic": lambda lr: [imresize(lr, scale)],
     }
     pictures = []
     for name, lr, hr in pairs:
@@ -69,22 +80,37 @@ def evaluate(network, pairs, distances=None):
                 upscale(lr)
                 upscale(lr[:8])
             start = time.perf_counter()
-            sr = upscale(lr)
-            seconds = time.perf_counter() - start
-            sr = to_uint8(sr)
-            row[method] = {**quality(hr, sr, scale),
-                           **{key: distance(hr, sr) for key, distance in (distances or {}).items()},
-                           "seconds": seconds}
+            drawings = upscale(lr)
+            seconds = (time.perf_counter() - start) / len(drawings)
+            scores = [{**quality(hr, sr, scale),
+                       **{key: distance(hr, sr) for key, distance in (distances or {}).items()}}
+                      for sr in map(to_uint8, drawings)]
+            row[method] = {**average(scores, drawn), "seconds": seconds}
+            if drawn and samples > 1 and distances:
+                distance = next(iter(distances.values()))
+                maps = [distance.map(hr, to_uint8(sr)) for sr in drawings]
+                row[method]["diversity_score"] = diversity_score(maps)
         pictures.append({**row.pop("network"), **row})
     megapixels = sum(p["megapixels"] for p in pictures)
 
     def mean(rows):
-        keys = list(pictures[0]["bicubic"])
-        means = {key: float(np.mean([row[key] for row in rows])) for key in keys}
-        return {**means, "mpixel_per_second": megapixels / sum(row["seconds"] for row in rows)}
+        rows = [{key: row[key] for key in pictures[0]["bicubic"]} for row in rows]
+        speed = megapixels / sum(row["seconds"] for row in rows)
+        return {**average(rows, drawn), "mpixel_per_second": speed}
 
     return {"mean": mean(pictures), "bicubic": mean([p["bicubic"] for p in pictures]),
             "pictures": pictures}
+
+
+def average(rows, drawn=False):
+    """Means of dicts of measures; of drawn pictures also the worst LR-PSNR and that of the mean error."""
+    result = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+    if drawn:
+        worst = [row.get("lr_psnr_worst", row["lr_psnr"]) for row in rows]
+        pooled = [10 ** (-row.get("lr_psnr_pooled", row["lr_psnr"]) / 10) for row in rows]
+        result["lr_psnr_worst"] = min(worst)
+        result["lr_psnr_pooled"] = float("inf") if not any(pooled) else float(-10 * np.log10(np.mean(pooled)))
+    return result
 
 
 def table(result):
@@ -282,7 +308,7 @@ def main(
         held_out: Networks of one size: measure one picture of a folder in so many, as training
             holds them out; the others are the known ones of nearest neighbour.
         samples: Networks that draw samples: how many for each picture.
-        temperature: Networks that draw samples: what the logits are multiplied by.
+        temperature: Networks that draw samples: what the noise is multiplied by, or the logits.
         seed: Networks that draw samples: of the samples.
     """
     if limit is not None and limit < 1:
@@ -316,8 +342,10 @@ def main(
         if figure_file:
             write_picture(figure_file, thumbnail_sheet(pictures, drawn))
     else:
+        if resolve.stochastic(network):
+            check_sampling(samples, temperature, seed, noise=True)
         pairs = list(degraded(load(data, "test", limit), scale, degradation))
-        result = evaluate(network, pairs, distances)
+        result = evaluate(network, pairs, distances, samples, temperature, seed)
         print(table(result))
         if figure_file:
             figure(network, pairs).savefig(figure_file, dpi=110)

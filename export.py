@@ -17,12 +17,17 @@ Signatures, each for a batch of RGB pictures of any size from 1 x 1:
                       rotation is not applied
 
 A network of one size takes LR of that size alone, with its own channels (grey stays grey).
-One that draws its pictures, such as a pixel recursive one, has two more inputs in every
-signature, a value for each picture:
+One that draws its pictures has two more inputs in every signature, a value for each picture:
 
-    temperature       (B,) float32, what the logits are multiplied by: 1 samples the model,
-                      1e6 and more take the most probable value each time
+    temperature       (B,) float32. Of a network with noise, such as SRMAP's: what the noise is
+                      multiplied by, 0 for none. Of a pixel recursive one: what the logits are
+                      multiplied by, 1e6 and more take the most probable value each time
     seed              (B,) int32, not negative: the same seed draws the same picture
+
+A network with noise also draws several pictures at once, from the seeds seed, seed + 1, ...:
+
+    samples           lr (B, H, W, 3) float32, temperature (B,), seed (B,), count () int32
+                      -> sr (B, count, sH, sW, 3) float32
 """
 
 from commands import command  # first: it quietens TensorFlow
@@ -45,7 +50,7 @@ from tensorflow_serving.config import model_server_config_pb2
 from datasets.color import rgb_to_ycbcr, ycbcr_to_rgb
 from datasets.errors import InputError
 from layers import BicubicUpsampling2D
-from models.resolve import SMALLEST, load, lr_size, scale_of
+from models.resolve import SMALLEST, load, lr_size, scale_of, stochastic
 from models.sampler import Sampler, draws
 
 MOUNT = "/models"  # where the server finds the folder
@@ -78,28 +83,34 @@ def upscaler(network):
     """`models.resolve.resolve` as TensorFlow operations, for a batch of RGB pictures.
 
     Returns:
-        Function (B, H, W, 3) -> (B, sH, sW, 3), float32 in [0, 1], clipped. With a network
-        of one size, pictures have its size and channels.
+        Function (B, H, W, 3) -> (B, sH, sW, 3), float32 in [0, 1], clipped; with a
+        `stochastic` network, of (lr, temperature (B,), seed (B,)). With a network of one
+        size, pictures have its size and channels.
     """
-    scale, luminance = scale_of(network), network.input_shape[-1] == 1
+    scale, luminance = scale_of(network), network.inputs[0].shape[-1] == 1
     bicubic = BicubicUpsampling2D(scale, dtype="float32")
 
-    def run(lr):
-        return keras.tree.flatten(network(lr, training=False))[-1]
+    def run(lr, temperature=None, seed=None):
+        inputs = lr
+        if stochastic(network):
+            origin = tf.zeros((tf.shape(lr)[0], 2), "int32")
+            inputs = [lr, seed, temperature, origin]
+        return keras.tree.flatten(network(inputs, training=False))[-1]
 
     if lr_size(network):
         return lambda lr: tf.clip_by_value(run(lr), 0, 1)
 
-    def upscale(lr):
+    @tf.function(autograph=False)  # once in the SavedModel, whichever signatures call it
+    def upscale(lr, *noise):
         height, width = tf.shape(lr)[1], tf.shape(lr)[2]
         for axis in (1, 2):
             lr = continued(lr, axis)
         if luminance:
             ycbcr = converted(lr, rgb_to_ycbcr)
-            y, cbcr = run(ycbcr[..., :1]), bicubic(ycbcr[..., 1:])
+            y, cbcr = run(ycbcr[..., :1], *noise), bicubic(ycbcr[..., 1:])
             sr = converted(tf.concat([y, cbcr], -1), ycbcr_to_rgb)
         else:
-            sr = run(lr)
+            sr = run(lr, *noise)
         return tf.clip_by_value(sr[:, : height * scale, : width * scale], 0, 1)
 
     return upscale
@@ -128,11 +139,9 @@ def signatures(network):
     """
     size, extra = lr_size(network), []
     channels = network.inputs[0].shape[-1] if size else 3
-    if draws(network):
-        upscale = sampler(network)
+    upscale = sampler(network) if draws(network) else upscaler(network)
+    if draws(network) or stochastic(network):
         extra = [tf.TensorSpec((None,), "float32", "temperature"), tf.TensorSpec((None,), "int32", "seed")]
-    else:
-        upscale = upscaler(network)
 
     def floats(lr, *rest):
         return {"sr": upscale(lr, *rest)}
@@ -146,8 +155,9 @@ def signatures(network):
         return tf.io.decode_jpeg(encoded, channels=channels, dct_method="INTEGER_ACCURATE")
 
     def files(image_bytes, *rest):
-        def one(encoded):
-            return tf.io.encode_png(integers(decoded(encoded)[None])["sr"][0])
+        def one(inputs):
+            encoded, *rest = inputs
+            return tf.io.encode_png(integers(decoded(encoded)[None], *[x[None] for x in rest])["sr"][0])
 
         def one_of_size(encoded):
             lr = decoded(encoded)
@@ -161,14 +171,23 @@ def signatures(network):
             lr = tf.map_fn(one_of_size, image_bytes, tf.uint8)
             return {"image_bytes": tf.map_fn(tf.io.encode_png, integers(lr, *rest)["sr"], tf.string)}
         # One picture after the other: memory then holds the features of one.
-        return {"image_bytes": tf.map_fn(one, image_bytes, tf.string, parallel_iterations=1)}
+        return {"image_bytes": tf.map_fn(one, (image_bytes, *rest), tf.string, parallel_iterations=1)}
+
+    def several(lr, temperature, seed, count):
+        drawn = tf.map_fn(lambda k: upscale(lr, temperature, seed + k), tf.range(count), tf.float32,
+                          parallel_iterations=1)
+        return {"sr": tf.transpose(drawn, (1, 0, 2, 3, 4))}
 
     shape = (None, size, size, channels)
-    return {
+    entries = {
         "serving_default": (floats, [tf.TensorSpec(shape, "float32", "lr"), *extra]),
         "uint8": (integers, [tf.TensorSpec(shape, "uint8", "lr"), *extra]),
         "image_bytes": (files, [tf.TensorSpec((None,), "string", "image_bytes"), *extra]),
     }
+    if stochastic(network):
+        count = tf.TensorSpec((), "int32", "count")
+        entries["samples"] = several, [tf.TensorSpec(shape, "float32", "lr"), *extra, count]
+    return entries
 
 
 def write_saved_model(network, folder, name):
@@ -187,14 +206,15 @@ def write_saved_model(network, folder, name):
         "uint8": {"lr": picture},
         "image_bytes": {"image_bytes": [tf.io.encode_png(picture[0]).numpy()]},
     }
-    extra = {"temperature": np.ones(1, "float32"), "seed": np.zeros(1, "int32")} if draws(network) else {}
+    extra = {"temperature": np.ones(1, "float32"), "seed": np.zeros(1, "int32")}
+    examples["samples"] = {**examples["serving_default"], "count": np.int32(2)}
     assets = Path(folder, "assets.extra")
     assets.mkdir()
     with tf.io.TFRecordWriter(str(assets / "tf_serving_warmup_requests")) as file:
-        for signature, inputs in examples.items():
+        for signature, (_, specs) in entries.items():
+            values = {**extra, **examples[signature]}
             request = predict_pb2.PredictRequest(
-                inputs={key: tf.make_tensor_proto(value) for key, value in {**inputs, **extra}.items()}
-            )
+                inputs={spec.name: tf.make_tensor_proto(values[spec.name]) for spec in specs})
             request.model_spec.name = name
             request.model_spec.signature_name = signature
             log = prediction_log_pb2.PredictLog(request=request)
@@ -218,7 +238,7 @@ def export(model, folder, name, version, precision="float32"):
     """Export a `.keras` file to `folder`, whole or not at all.
 
     Returns:
-        (path of the version's folder, name of the model, whether it `draws`).
+        (path of the version's folder, name of the model, whether it takes temperature and seed).
 
     Raises:
         InputError: if the model, the name or the version cannot be used, or the
@@ -254,7 +274,7 @@ def export(model, folder, name, version, precision="float32"):
         part = Path(folder, ".models.config.part")
         part.write_text(text_format.MessageToString(config))
         os.replace(part, Path(folder, "models.config"))
-    return target, name, draws(network)
+    return target, name, draws(network) or stochastic(network)
 
 
 def main(

@@ -9,6 +9,9 @@ A picture of any kind and size works: grey, palette, CMYK, 16-bit, with alpha, r
 EXIF, from 1 x 1 up. The result is a PNG of 8 bits a channel, grey where the picture was
 grey. Large pictures are computed in tiles, which changes nothing but the memory needed.
 
+A network with noise, such as SRMAP's, draws as many samples as are asked for, sample k of
+seed S from seed S + k; `--stochasticity` also draws where they differ.
+
 A network of one size, such as a pixel recursive one, takes LR of that size; of a larger
 picture, a square is cut out and shrunk to it.
 """
@@ -22,12 +25,13 @@ import time
 from pathlib import Path
 from typing import Annotated, Literal
 
+import numpy as np
 import tyro
 from tqdm import tqdm
 
 from datasets.degradations import imresize
 from datasets.errors import InputError
-from datasets.pictures import Picture, list_pictures, read_picture, write_picture
+from datasets.pictures import Picture, list_pictures, read_picture, to_uint8, write_picture
 from datasets.thumbnails import Crop, thumbnail
 from models import resolve
 from models.sampler import Sampler, check_sampling
@@ -62,11 +66,21 @@ def destinations(inputs, folder, scale):
     return jobs
 
 
-def upscale(network, picture, tile=256, progress=None, overlap=None):
+def upscale(network, picture, tile=256, progress=None, overlap=None, temperature=1.0, seed=0):
     """Upscale a `Picture`; alpha goes through bicubic interpolation."""
-    pixels = resolve.resolve_tiled(network, picture.pixels, tile, progress, overlap)
+    pixels = resolve.resolve_tiled(network, picture.pixels, tile, progress, overlap, temperature, seed)
     alpha = picture.alpha
     return Picture(pixels, None if alpha is None else imresize(alpha, resolve.scale_of(network)))
+
+
+def stochasticity_map(samples):
+    """Where samples (H, W, C) uint8 differ: their standard deviation, (H, W, 1) uint8.
+
+    The largest hundredth is white. Source: the report "Explicit MAP Optimization for
+    Photo-Realistic Super Resolution", figure 3.
+    """
+    deviation = np.stack(samples).std(0, dtype="float32").mean(-1, keepdims=True)
+    return to_uint8(np.clip(deviation / max(np.quantile(deviation, 0.99), 1e-9), 0, 1))
 
 
 def main(
@@ -82,6 +96,7 @@ def main(
     samples: int = 1,
     temperature: float = 1.0,
     seed: int = 0,
+    stochasticity: bool = False,
 ):
     """Upscale photographs with a trained network.
 
@@ -97,17 +112,24 @@ def main(
         crop: Networks of one size: the square that is cut out, the largest in the middle or the
             face of an aligned CelebA picture.
         samples: Networks that draw samples: how many, NAME_xSCALE_1.png and so on.
-        temperature: Networks that draw samples: what the logits are multiplied by. 1 samples the
-            model, more is sharper, inf takes the most probable value.
+        temperature: Networks that draw samples: what the noise is multiplied by, 0 for none; or, of
+            networks of one size, the logits: 1 samples the model, more is sharper, inf takes
+            the most probable value.
         seed: Networks that draw samples: another seed draws others.
+        stochasticity: Networks with noise: also write NAME_xSCALE_std.png, the samples' standard
+            deviation at each pixel, the brighter the more, the brightest 1 % white.
     """
     if tile < 1:
         raise InputError(f"tile: must be at least 1, not {tile}")
     if not inputs:
         raise InputError("nothing to upscale: name picture files, folders or patterns")
-    check_sampling(samples, temperature, seed)
     network = resolve.load_blended(model, precision, blend, blend_with)
-    size = resolve.lr_size(network)
+    size, drawn = resolve.lr_size(network), resolve.stochastic(network)
+    check_sampling(samples, temperature, seed, noise=drawn)
+    if stochasticity and (not drawn or samples < 2):
+        raise InputError("--stochasticity: needs a network with noise, and --samples 2 or more")
+    if not drawn and not size:
+        samples = 1
     jobs = destinations(inputs, output, resolve.scale_of(network))
     try:
         Path(output).mkdir(parents=True, exist_ok=True)
@@ -134,12 +156,21 @@ def main(
                 print(f"{source} -> {path}")
             continue
         height, width = picture.pixels.shape[:2]
-        with tqdm(total=height * width, desc=f"[{number}/{len(jobs)}] {source.name}", unit="px",
+        results = []
+        with tqdm(total=samples * height * width, desc=f"[{number}/{len(jobs)}] {source.name}", unit="px",
                   unit_scale=True, disable=not sys.stderr.isatty()) as bar:
-            result = upscale(network, picture, tile, bar.update, overlap)
-        write_picture(destination, result)
-        height, width = result.pixels.shape[:2]
-        print(f"{source} -> {destination}  {width} x {height}  {time.perf_counter() - start:.1f} s")
+            for k in range(samples):
+                result = upscale(network, picture, tile, bar.update, overlap, temperature, seed + k)
+                path = destination.with_stem(f"{destination.stem}_{k + 1}") if samples > 1 else destination
+                write_picture(path, result)
+                height, width = result.pixels.shape[:2]
+                print(f"{source} -> {path}  {width} x {height}  {time.perf_counter() - start:.1f} s")
+                if stochasticity:
+                    results.append(result.pixels)
+        if stochasticity:
+            path = destination.with_stem(f"{destination.stem}_std")
+            write_picture(path, stochasticity_map(results))
+            print(f"{source} -> {path}")
     print(f"{len(jobs) - failed} upscaled, {failed} skipped")
     if failed:
         sys.exit(1)

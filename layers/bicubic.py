@@ -36,17 +36,21 @@ class BicubicUpsampling2D(_Bicubic):
     """
 
     def build(self, input_shape):
-        # Output pixel s*i + p lies at i + (p + 0.5) / s - 0.5 in the input; five taps
-        # around i hold the four that matter, whatever the phase p.
-        phases = (np.arange(self.scale) + 0.5) / self.scale - 0.5
-        taps = cubic(np.arange(-2, 3)[:, None] - phases)
-        channels = input_shape[-1]
+        taps, channels = self._taps(), input_shape[-1]
         # depth_to_space keeps sub-pixels in blocks: axis order (row, column, channel).
         kernel = np.einsum("ip,jq,cd->ijcpqd", taps, taps, np.eye(channels))
-        self._kernel = kernel.reshape(5, 5, channels, -1).astype("float32")
+        self._kernel = kernel.reshape(len(taps), len(taps), channels, -1).astype("float32")
+
+    def _taps(self):
+        """(2k + 1, s): what the pixels from i - k to i + k give to each phase of output pixel s*i + p."""
+        # It lies at i + (p + 0.5) / s - 0.5 in the input; five taps around i hold the four
+        # that matter, whatever the phase p.
+        phases = (np.arange(self.scale) + 0.5) / self.scale - 0.5
+        return cubic(np.arange(-2, 3)[:, None] - phases)
 
     def call(self, inputs):
-        padded = _mirrored(_mirrored(inputs, 1, 2), 2, 2)
+        width = len(self._kernel) // 2
+        padded = _mirrored(_mirrored(inputs, 1, width), 2, width)
         kernel = ops.convert_to_tensor(self._kernel, dtype=padded.dtype)
         phases = ops.conv(padded, kernel, padding="valid", data_format="channels_last")
         return ops.depth_to_space(phases, self.scale, data_format="channels_last")
@@ -75,9 +79,8 @@ class BicubicDownsampling2D(_Bicubic):
             raise ValueError(f"scale must be even, not {scale}")
 
     def build(self, input_shape):
-        # Output pixel i lies at s*i + (s - 1) / 2; the kernel, widened by s, has 4s taps there.
-        taps = cubic((np.arange(4 * self.scale) - 2 * self.scale + 0.5) / self.scale)
-        self._kernel = np.multiply.outer(taps / taps.sum(), np.eye(input_shape[-1])).astype("float32")
+        taps = _downsampling_taps(self.scale)
+        self._kernel = np.multiply.outer(taps, np.eye(input_shape[-1])).astype("float32")
 
     def call(self, inputs):
         kernel = ops.convert_to_tensor(self._kernel, dtype=inputs.dtype)
@@ -90,6 +93,68 @@ class BicubicDownsampling2D(_Bicubic):
     def compute_output_shape(self, input_shape):
         batch, *size, channels = input_shape
         return (batch, *(None if n is None else n // self.scale for n in size), channels)
+
+
+@keras.saving.register_keras_serializable(package="superres")
+class BicubicPseudoInverse2D(BicubicUpsampling2D):
+    """The pseudo-inverse of `BicubicDownsampling2D`: (B, H, W, C) -> (B, sH, sW, C).
+
+    Of all pictures that shrink to the given one, the one of least energy. Its taps fall to
+    a third with every pixel of distance; those beyond eight, below 2e-4, are left out.
+    Edges are symmetric, so a picture must measure at least 8 x 8.
+
+    Args:
+        scale: The factor s, an even integer.
+    """
+
+    def _taps(self):
+        # D+ = D^T (D D^T)^-1; on a long periodic line all rows are alike.
+        scale, line, reach = self.scale, 64, 8
+        down = np.zeros((line, line * scale))
+        at = np.arange(4 * scale) - 3 * scale // 2
+        for i in range(line):
+            down[i, (scale * i + at) % (line * scale)] = _downsampling_taps(scale)
+        inverse = np.linalg.pinv(down)[:, line // 2].reshape(line, scale)
+        # What pixel i + k gives to phase p of i is what the middle pixel gives at i - k.
+        return inverse[line // 2 + reach : line // 2 - reach - 1 : -1]
+
+
+@keras.saving.register_keras_serializable(package="superres")
+class ConsistentPicture(_Bicubic):
+    """The nearest picture that MATLAB's bicubic shrinks to LR: [LR, SR] -> SR + D+ (LR - D SR).
+
+    Takes LR (B, H, W, C), at least 8 x 8, and SR (B, sH, sW, C). What a network draws is then
+    free in the null space of D alone: faithful to LR whatever it has learned.
+
+    Args:
+        scale: The factor s, an even integer.
+
+    Source: Wang et al., "Zero-Shot Image Restoration Using Denoising Diffusion Null-Space
+    Model", 2022, equation 8.
+    """
+
+    def __init__(self, scale=2, **kwargs):
+        super().__init__(scale, **kwargs)
+        self.down = BicubicDownsampling2D(scale, dtype=self.dtype_policy)
+        self.up = BicubicPseudoInverse2D(scale, dtype=self.dtype_policy)
+
+    def build(self, input_shape):
+        self.down.build(input_shape[1])
+        self.up.build(input_shape[0])
+
+    def call(self, inputs):
+        lr, sr = inputs
+        return sr + self.up(lr - self.down(sr))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape[1]
+
+
+def _downsampling_taps(scale):
+    """MATLAB's antialiased bicubic at an even scale, 4s taps around the middle of s pixels."""
+    # Output pixel i lies at s*i + (s - 1) / 2; the kernel is widened by s.
+    taps = cubic((np.arange(4 * scale) - 2 * scale + 0.5) / scale)
+    return taps / taps.sum()
 
 
 def _mirrored(x, axis, count):

@@ -44,7 +44,7 @@ class MaskedConv2D(keras.layers.Conv2D):
             and groups.
 
     Raises:
-        ValueError: for another mask type or an even kernel.
+        ValueError: for another mask type, an even kernel, strides or dilation.
 
     Example:
         >>> MaskedConv2D(64, 7, mask_type="A")(keras.ops.ones((1, 32, 32, 3))).shape
@@ -59,6 +59,8 @@ class MaskedConv2D(keras.layers.Conv2D):
             raise ValueError(f"mask_type must be 'A' or 'B', not {mask_type!r}")
         if not all(size % 2 for size in self.kernel_size):
             raise ValueError(f"kernel_size must be odd, not {self.kernel_size}")
+        if {*self.strides, *self.dilation_rate, self.groups} != {1}:
+            raise ValueError("strides, dilation_rate and groups must be 1: the mask knows no other")
         self.mask_type = mask_type
         self.colours = colours
 

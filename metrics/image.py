@@ -123,7 +123,7 @@ def diversity(samples):
 def lr_psnr(hr, sr, scale):
     """PSNR in dB between SR and HR, each rounded to 8 bits and shrunk by MATLAB's bicubic.
 
-    How faithful SR is to the picture it was made from; infinite if exactly.
+    How faithful SR is to the picture it was made from; infinite if to the last bit.
 
     Source: Lugmayr et al., "NTIRE 2021 Learning the Super-Resolution Space Challenge".
     """

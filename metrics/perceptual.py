@@ -9,6 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 from keras import layers
+from skimage.transform import resize
 
 from datasets.errors import InputError
 from datasets.pictures import to_float
@@ -44,13 +45,17 @@ class SqueezeNetDistance:
 
     def __call__(self, reference, picture):
         """The distance of two pictures, (H, W, 3) in [0, 1] or uint8."""
+        return float(sum(difference.mean() for difference in self._differences(reference, picture)))
+
+    def map(self, reference, picture):
+        """Where they differ, (H, W): the layers' squared differences, resized and added up."""
+        return _added(self._differences(reference, picture), reference.shape[:2])
+
+    def _differences(self, reference, picture):
         batch = np.stack([_at_least(to_float(x)) for x in (reference, picture)])
-        bgr = batch[..., ::-1] * 255 - _MEAN_BGR
-        total = 0.0
-        for features in self.features.predict_on_batch(bgr):
+        for features in self.features.predict_on_batch(batch[..., ::-1] * 255 - _MEAN_BGR):
             unit = features / (np.linalg.norm(features, axis=-1, keepdims=True) + 1e-10)
-            total += np.square(unit[0] - unit[1]).sum(-1).mean()
-        return float(total)
+            yield np.square(unit[0] - unit[1]).sum(-1)
 
 
 class LPIPS:
@@ -95,16 +100,21 @@ class LPIPS:
 
     def __call__(self, reference, picture):
         """The distance of two pictures, (H, W, 3) in [0, 1] or uint8."""
+        return float(sum(difference.mean() for difference in self._differences(reference, picture)))
+
+    def map(self, reference, picture):
+        """Where they differ, (H, W): the layers' weighted differences, resized and added up."""
+        return _added(self._differences(reference, picture), reference.shape[:2])
+
+    def _differences(self, reference, picture):
         torch = self.torch
         batch = np.stack([_at_least(to_float(x)) for x in (reference, picture)]) * 2 - 1
         batch = (batch - np.array((-0.030, -0.088, -0.188))) / np.array((0.458, 0.448, 0.450))
-        total = 0.0
         with torch.inference_mode():
             features = self._features(torch.from_numpy(batch.transpose(0, 3, 1, 2)).float())
             for x, head in zip(features, self.heads, strict=True):
                 unit = x / (x.norm(dim=1, keepdim=True) + 1e-10)
-                total += float(torch.conv2d((unit[:1] - unit[1:]).square(), head).mean())
-        return total
+                yield torch.conv2d((unit[:1] - unit[1:]).square(), head)[0, 0].numpy()
 
     def _features(self, x):
         functional, numbers = self.torch.nn.functional, sorted(self.convolutions)
@@ -120,6 +130,31 @@ class LPIPS:
             if ends_block:
                 x = functional.max_pool2d(x, 3 if self.kind == "alex" else 2, 2)
         return features
+
+
+def diversity_score(maps):
+    """How much of the way to the truth samples of one picture go by differing: S, in percent.
+
+    100 (G - L) / G, where G is the smallest of the samples' mean distances from HR, and L the
+    mean of the distance of whichever sample is nearest at each pixel. Alike samples give 0.
+
+    Args:
+        maps: (K, H, W), the distance of each sample from HR at each pixel, such as
+            `LPIPS.map` gives; S10 is that of ten samples.
+
+    Source: Lugmayr et al., "NTIRE 2021 Learning the Super-Resolution Space Challenge",
+    section 3.2.
+    """
+    maps = np.asarray(maps, "float64")
+    best = maps.mean((1, 2)).min()
+    return float(100 * (best - maps.min(0).mean()) / best) if best else 0.0
+
+
+def _added(differences, size):
+    """Maps of several sizes, resized bilinearly to that of a picture and added up."""
+    enlarged = [max(n, SMALLEST) for n in size]
+    total = sum(resize(difference, enlarged, order=1, mode="edge") for difference in differences)
+    return total[: size[0], : size[1]]
 
 
 def _at_least(picture, size=SMALLEST):

@@ -33,7 +33,8 @@ def load(path, precision="float32"):
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"{path}: not a saved Keras model ({reason})") from None
     lr = network.inputs[0].shape
-    if len(lr) != 4 or lr[-1] not in (1, 3) or len(network.inputs) != 1 + (network.name == "pixel_recursive"):
+    whole = len(network.inputs) == 1 + (network.name == "pixel_recursive") or stochastic(network)
+    if len(lr) != 4 or lr[-1] not in (1, 3) or not whole:
         raise InputError(f"{path}: not a network from pictures of 1 or 3 channels to pictures")
     return at_precision(network, precision)
 
@@ -70,8 +71,9 @@ def load_blended(path, precision="float32", blend=0.0, other=""):
 def at_precision(network, precision):
     """The same network and weights, computing in `"float32"` or `"bfloat16"`.
 
-    Weights stay float32. Layers that make an output stay float32 too, so that the
-    8 bits of the picture survive bfloat16's 8 bits of mantissa.
+    Weights stay float32. Layers that make an output stay float32 too, and so do those
+    without weights that hand pictures on, so that the 8 bits of the picture survive
+    bfloat16's 8 bits of mantissa.
     """
     policy = {"float32": "float32", "bfloat16": "mixed_bfloat16"}[precision]
     parts = [network, *(part for part in network.layers if isinstance(part, keras.Model))]
@@ -80,7 +82,8 @@ def at_precision(network, precision):
     def clone(layer):
         config = layer.get_config()
         if "dtype" in config and not isinstance(layer, keras.layers.InputLayer):
-            config["dtype"] = "float32" if id(layer) in last else policy
+            picture = not layer.weights and layer.output.shape[-1] in (1, 3)
+            config["dtype"] = "float32" if picture or id(layer) in last else policy
         return type(layer).from_config(config)
 
     copy = keras.models.clone_model(network, clone_function=clone, recursive=True)
@@ -93,41 +96,55 @@ def lr_size(network):
     return network.inputs[0].shape[1]
 
 
+def stochastic(network):
+    """Whether the network takes noise: the inputs of `layers.NoiseInjection` beside LR."""
+    return [tensor.name for tensor in network.inputs[1:]] == ["seed", "temperature", "origin"]
+
+
 def scale_of(network):
     """How many times larger than its input the network's (last) output is."""
     if lr_size(network):
         return network.outputs[-1].shape[1] // lr_size(network)
-    shape = network.compute_output_shape((1, 16, 16, network.input_shape[-1]))
+    shapes = [(1, 16, 16, tensor.shape[-1]) if tensor is network.inputs[0] else (1, *tensor.shape[1:])
+              for tensor in network.inputs]
+    shape = network.compute_output_shape(shapes if stochastic(network) else shapes[0])
     return (shape[-1] if isinstance(shape, list) else shape)[1] // 16
 
 
-def resolve(network, lr):
+def resolve(network, lr, temperature=1.0, seed=0, origin=(0, 0)):
     """Super-resolve one picture, (H, W, 1|3), uint8 or float in [0, 1].
 
     A network of one channel gets the luminance (or the grey picture); chrominance is
     upscaled by bicubic interpolation. Pictures of any size from 1 x 1 work.
 
+    Args:
+        temperature, seed: What the noise of a `stochastic` network is multiplied by, and
+            which noise; other networks take no notice.
+        origin: Where in a larger picture, whose noise it shares, this one lies: row and
+            column of its first pixel.
+
     Returns:
         (sH, sW, C) float32, clipped to [0, 1].
     """
     lr = to_float(lr)
-    scale, channels = scale_of(network), network.input_shape[-1]
+    scale, channels = scale_of(network), network.inputs[0].shape[-1]
+    noise = (temperature, seed, origin)
     height, width, colours = lr.shape
     below, right = (SMALLEST if size < SMALLEST else 0 for size in (height, width))
     padded = np.pad(lr, ((0, below), (0, right), (0, 0)), "symmetric")
 
     if channels == colours:
-        sr = _run(network, padded)
+        sr = _run(network, padded, noise)
     elif channels == 1:
         ycbcr = rgb_to_ycbcr(padded)
-        y = _run(network, ycbcr[..., :1])
+        y = _run(network, ycbcr[..., :1], noise)
         sr = ycbcr_to_rgb(np.concatenate([y, imresize(ycbcr[..., 1:], scale)], -1))
     else:
-        sr = _run(network, np.repeat(padded, 3, -1)).mean(-1, keepdims=True)
+        sr = _run(network, np.repeat(padded, 3, -1), noise).mean(-1, keepdims=True)
     return np.clip(sr[: height * scale, : width * scale], 0, 1)
 
 
-def resolve_tiled(network, lr, tile=256, progress=None, overlap=None):
+def resolve_tiled(network, lr, tile=256, progress=None, overlap=None, temperature=1.0, seed=0):
     """`resolve` in tiles that overlap by the network's reach: same result, bounded memory.
 
     Args:
@@ -136,6 +153,7 @@ def resolve_tiled(network, lr, tile=256, progress=None, overlap=None):
         tile: Size of the square in LR pixels that is computed at a time.
         progress: Called with the number of LR pixels after each tile.
         overlap: The network's `reach`, where the caller upscales many pictures and knows it.
+        temperature, seed: See `resolve`.
 
     Returns:
         (sH, sW, C) uint8, so that a large picture fits in memory.
@@ -151,7 +169,8 @@ def resolve_tiled(network, lr, tile=256, progress=None, overlap=None):
             # Where the picture ends, the window ends: there the network pads, as it
             # does with the whole picture.
             y, x = max(0, top - overlap), max(0, left - overlap)
-            window = resolve(network, lr[y : bottom + overlap, x : right + overlap])
+            window = lr[y : bottom + overlap, x : right + overlap]
+            window = resolve(network, window, temperature, seed, (y, x))
             sr[top * scale : bottom * scale, left * scale : right * scale] = to_uint8(
                 window[(top - y) * scale : (bottom - y) * scale, (left - x) * scale : (right - x) * scale]
             )
@@ -163,27 +182,36 @@ def resolve_tiled(network, lr, tile=256, progress=None, overlap=None):
 def reach(network):
     """How many LR pixels away an LR pixel can still change the output.
 
-    Found by trying: one pixel is changed by far more than a picture's range, and the
-    changed output pixels are looked at. Bicubic chrominance needs at least 3.
+    Found by trying, along the rows and along the columns of a strip: one pixel is changed
+    by far more than a picture's range, and the changed output pixels are looked at. Bicubic
+    chrominance needs at least 3.
 
     Raises:
         ValueError: if the whole output changes, however large the picture.
     """
     network = at_precision(network, "float32")
+    return max(3, *(_reach_along(network, axis) for axis in (0, 1)))
+
+
+def _reach_along(network, axis, width=16):
     scale = scale_of(network)
-    for size in (64, 128, 256):
-        picture = np.random.default_rng(0).random((size, size, network.input_shape[-1]), "float32")
-        centre = size // 2
+    for size in (64, 128, 256, 512):
+        shape = (size, width) if axis == 0 else (width, size)
+        picture = np.random.default_rng(0).random((*shape, network.inputs[0].shape[-1]), "float32")
         changed = picture.copy()
-        changed[centre, centre] += 1e6
-        rows, columns = np.nonzero((_run(network, picture) != _run(network, changed)).any(-1))
-        at = np.concatenate([rows, columns]) // scale
+        changed[shape[0] // 2, shape[1] // 2] += 1e6
+        at = np.nonzero((_run(network, picture) != _run(network, changed)).any(-1))[axis] // scale
         if not at.size:  # a constant
-            return 3
+            return 0
         if at.min() > 0 and at.max() < size - 1:
-            return max(3, int(np.abs(at - centre).max()))
+            return int(np.abs(at - size // 2).max())
     raise ValueError(f"{network.name} cannot be tiled: one pixel changes the whole picture")
 
 
-def _run(network, picture):
-    return keras.tree.flatten(network.predict_on_batch(picture[None]))[-1][0]
+def _run(network, picture, noise=(1.0, 0, (0, 0))):
+    inputs = picture[None]
+    if stochastic(network):
+        temperature, seed, origin = noise
+        inputs = [inputs, np.array([seed], "int32"), np.array([temperature], "float32"),
+                  np.array([origin], "int32")]
+    return keras.tree.flatten(network.predict_on_batch(inputs))[-1][0]

@@ -51,14 +51,16 @@ def draws(network):
     return len(network.outputs[0].shape) == 5
 
 
-def check_sampling(samples, temperature, seed):
-    """Raise InputError for settings of a command that no sampler can take."""
+def check_sampling(samples, temperature, seed, noise=False):
+    """Raise InputError for settings of a command that no sampler, or no network with noise, can take."""
     if samples < 1:
         raise InputError(f"--samples: must be at least 1, not {samples}")
     if not temperature >= 0:
         raise InputError(f"--temperature: must be 0 or more, not {temperature}")
-    if seed < 0:
-        raise InputError(f"--seed: must be 0 or more, not {seed}")
+    if noise and np.isinf(temperature):
+        raise InputError("--temperature: must be finite, noise is multiplied by it")
+    if seed < 0 or seed + samples > 2**31:
+        raise InputError(f"--seed: must be 0 or more and below 2^31, not {seed}")
 
 
 class NaiveSampler(keras.Model):

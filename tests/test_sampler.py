@@ -243,7 +243,7 @@ def test_settings_that_no_sampler_can_take_are_refused():
     for settings, message in [((0, 1, 0), "samples: must be at least 1, not 0"),
                               ((1, -1, 0), "temperature: must be 0 or more, not -1"),
                               ((1, np.nan, 0), "temperature: must be 0 or more, not nan"),
-                              ((1, 1, -2), "seed: must be 0 or more, not -2")]:
+                              ((1, 1, -2), "seed: must be 0 or more and below 2.31, not -2")]:
         with pytest.raises(InputError, match=message):
             check_sampling(*settings)
 

@@ -198,6 +198,46 @@ def test_a_step_follows_both_gradients_of_the_formula(make, vgg, game, pixel_los
             np.testing.assert_allclose(before - after, gradient, rtol=1e-3, atol=1e-5)
 
 
+def test_the_penalty_is_the_discriminator_s_alone(make):
+    settings = make(**GAME, r1=0.5)
+    model, batch = playing(settings)
+    with tf.GradientTape() as tape:
+        with tf.GradientTape() as inner:
+            hr = tf.constant(batch[1][0])
+            inner.watch(hr)
+            real = model.discriminator(hr, training=True)
+            total = tf.reduce_sum(real)
+        penalty = 0.5 * tf.reduce_sum(inner.gradient(total, hr) ** 2) / len(hr)
+        fake = model.discriminator(model.network(batch[0], training=True), training=True)
+        loss = tf.reduce_mean(tf.math.softplus(fake - real)) + 0.5 * penalty
+    gradients = tape.gradient(loss, model.discriminator.trainable_variables)
+    old = trained(model)
+    shown = model.train_step(batch)
+    assert float(shown["r1"]) == pytest.approx(float(penalty), rel=1e-4)
+    for before, after, gradient in zip(old[1], trained(model)[1], gradients, strict=True):
+        np.testing.assert_allclose(before - after, gradient, rtol=1e-3, atol=1e-5)
+    without, _ = playing(dataclasses.replace(settings, r1=0.0))
+    without.network.set_weights(model.network.get_weights())
+    assert "r1" not in without.train_step(batch)
+
+
+@pytest.mark.parametrize("playing_now", [False, True])
+def test_frozen_statistics_are_the_warm_up_s(make, playing_now):
+    model, batch = playing(make(**GAME, frozen_norm=True))
+    model.playing = playing_now
+    norms = [layer for layer in model.network.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    rng = np.random.default_rng(0)
+    for layer in norms:
+        layer.moving_variance.assign(rng.uniform(0.5, 2, layer.moving_variance.shape))
+    before = [np.array(layer.moving_variance) for layer in norms]
+    expected = np.abs(batch[1][0] - model.network(batch[0], training=not playing_now)).mean()
+    if not playing_now:  # that call counted
+        before = [np.array(layer.moving_variance) for layer in norms]
+    shown = model.train_step(batch)
+    assert float(shown["pixel"]) == pytest.approx(expected, rel=1e-4)
+    assert all(changed(before, [np.array(layer.moving_variance) for layer in norms])) == (not playing_now)
+
+
 @pytest.mark.parametrize("term", TERMS)
 def test_every_term_alone_trains_the_generator_and_never_vgg(make, vgg, monkeypatch, term):
     made = []

@@ -1,15 +1,30 @@
 """What the two adversarial trainings share: how their networks are judged, and what a run draws."""
 
+import keras
 import numpy as np
+import tensorflow as tf
 from matplotlib.figure import Figure
 
 from datasets.degradations import imresize
-from datasets.pictures import to_uint8
+from datasets.pictures import contact_sheet, to_uint8, write_picture
+from losses import gradient_penalty
 from metrics import quality
-from models.resolve import load, resolve
+from models.resolve import at_precision, load, resolve
 from train.loop import PictureValidation, panels
 
 COLLAPSE_DB = 6  # sharp pictures may have 3 dB less than bicubic ones; ruined ones have far less
+
+
+def penalised(discriminator, pictures, wanted=True):
+    """The logits (B, 1) of pictures (B, H, W, 3), and the mean gradient penalty there, or None."""
+    if not wanted:
+        return discriminator(pictures, training=True), None
+    pictures = tf.convert_to_tensor(pictures)
+    with tf.GradientTape() as tape:
+        tape.watch(pictures)
+        logits = discriminator(pictures, training=True)
+        total = tf.reduce_sum(logits)
+    return logits, tf.reduce_mean(gradient_penalty(tape.gradient(total, pictures)))
 
 
 class GANValidation(PictureValidation):
@@ -68,6 +83,37 @@ class GANValidation(PictureValidation):
                 axis.axis("off")
         sheet.tight_layout()
         return sheet
+
+
+class TrainingSamples(keras.callbacks.Callback):
+    """Draws what the weights of the moment make of held-out pictures: samples/step_NUMBER.png.
+
+    Losses do not tell how a game goes.
+
+    Args:
+        folder: The run's.
+        pairs: List of (name, LR, HR), uint8; squares of up to four of them are shown.
+        every: Draw after every so many steps.
+    """
+
+    def __init__(self, folder, pairs, every):
+        super().__init__()
+        self.folder, self.every = folder / "samples", every
+        self.pairs = [panels(lr, hr, hr, 128) for _, lr, hr in pairs[:4]]
+        self.scale = pairs[0][2].shape[0] // pairs[0][1].shape[0]
+
+    def on_train_begin(self, logs=None):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.copy = at_precision(self.model.network, "float32")
+
+    def on_train_batch_end(self, batch, logs=None):
+        step = int(self.model.optimizer.iterations.numpy())
+        if step % self.every:
+            return
+        self.copy.set_weights(self.model.network.get_weights())
+        rows = [[lr, bicubic, to_uint8(resolve(self.copy, lr[:: self.scale, :: self.scale])), hr]
+                for lr, bicubic, _, hr in self.pairs]
+        write_picture(self.folder / f"step_{step:06d}.png", contact_sheet(rows))
 
 
 def curves(rows, warm_up=0):

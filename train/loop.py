@@ -75,6 +75,11 @@ def strategy(replicas):
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(wanted)])
 
 
+def run_folder(run, paper, preset):
+    """Where a run lives."""
+    return Path(run.folder or Path("runs") / paper / preset)
+
+
 def fit(build, batches, validation, settings, *, run, paper, preset, epochs, steps, callbacks=()):
     """Train until `epochs` are done, going on from where the run in its folder stopped.
 
@@ -96,7 +101,7 @@ def fit(build, batches, validation, settings, *, run, paper, preset, epochs, ste
     Returns:
         The run's folder.
     """
-    folder = Path(run.folder or Path("runs") / paper / preset)
+    folder = run_folder(run, paper, preset)
     folder.mkdir(parents=True, exist_ok=True)
     backup = folder / "backup.weights.h5"
     _keep_settings(folder / "settings.yaml", settings, begun=backup.exists())

@@ -27,7 +27,7 @@ from evaluate import evaluate, table
 from losses import Fidelity, Perceptual, relativistic, standard, total_variation
 from models import resolve
 from models.srgan import discriminator, generator, start_as_interpolation
-from train.gan import GANValidation
+from train.gan import GANValidation, penalised
 from train.loop import PictureValidation, RunSettings, fit, take_weights, weights_of
 
 
@@ -59,6 +59,10 @@ class Settings:
     head: Literal["average", "dense"] = "average"
     """The discriminator's: averages over the picture, or dense over all positions (the paper)."""
 
+    frozen_norm: bool = False
+    """In the game, normalise with the warm-up's statistics, as the network will when it is used, not with
+    the batch's."""
+
     # Loss of the generator (4.1): the warm-up has the pixels' alone, the game the sum of these
     pixel: float = 1.0
     """Weight of the pixels' loss in the game."""
@@ -80,6 +84,10 @@ class Settings:
     """Weight of the total variation."""
     fidelity: float = 0.0
     """Weight of |LR - shrunk SR|, which holds colours fast."""
+
+    # Loss of the discriminator
+    r1: float = 0.0
+    """Weight of the gradient penalty on HR, which keeps the discriminator from running away."""
 
     # Optimisation (5.2)
     start: str = ""
@@ -139,14 +147,16 @@ class SRGANTrainer(keras.Model):
             with `"pixel"` among them. Functions give one value a picture.
         game: `losses.standard` or `losses.relativistic`.
         adversarial: Weight of the adversarial loss.
+        r1: Weight of the discriminator's gradient penalty on HR.
+        frozen_norm: Whether the generator's normalisations keep their statistics while playing.
     """
 
-    def __init__(self, network, discriminator, terms, game, adversarial, **kwargs):
+    def __init__(self, network, discriminator, terms, game, adversarial, r1=0.0, frozen_norm=False, **kwargs):
         super().__init__(**kwargs)
         self.network, self.discriminator = network, discriminator
-        self.terms, self.game, self.adversarial = terms, game, adversarial
-        self.playing = False
-        names = ("loss", *terms, "adversarial", "discriminator", "accuracy", "generator_gradient",
+        self.terms, self.game, self.adversarial, self.r1 = terms, game, adversarial, r1
+        self.playing, self.frozen_norm = False, frozen_norm
+        names = ("loss", *terms, "adversarial", "discriminator", "r1", "accuracy", "generator_gradient",
                  "discriminator_gradient")
         self.means = {name: keras.metrics.Mean(name=name) for name in names}
         self.built = True  # nothing but the networks has weights
@@ -165,15 +175,19 @@ class SRGANTrainer(keras.Model):
         # Gradients are summed over the replicas.
         share = 1 / tf.distribute.get_strategy().num_replicas_in_sync
         with tf.GradientTape() as tape, tf.GradientTape() as discriminator_tape:
-            sr = self.network(lr, training=True)
+            sr = self.network(lr, training=not (self.playing and self.frozen_norm))
             terms = self.terms if self.playing else {"pixel": (1, self.terms["pixel"][1])}
             shown = {name: tf.reduce_mean(term(lr, hr, sr)) for name, (_, term) in terms.items()}
             loss = sum(weight * shown[name] for name, (weight, _) in terms.items())
             if self.playing:
-                real, fake = (self.discriminator(pictures, training=True) for pictures in (hr, sr))
+                real, penalty = penalised(self.discriminator, hr, self.r1 > 0)
+                fake = self.discriminator(sr, training=True)
                 shown["adversarial"], shown["discriminator"] = map(tf.reduce_mean, self.game(real, fake))
                 loss += self.adversarial * shown["adversarial"]
                 discriminator_loss = share * shown["discriminator"]
+                if self.r1:
+                    shown["r1"] = penalty
+                    discriminator_loss += share * self.r1 * penalty
             generator_loss = share * loss
         shown["loss"] = loss
 
@@ -271,6 +285,7 @@ def trainer(settings):
     model = SRGANTrainer(
         network, discriminator(size=settings.crop if settings.head == "dense" else None), terms,
         {"standard": standard, "relativistic": relativistic}[settings.game], settings.adversarial,
+        settings.r1, settings.frozen_norm,
     )
     rate, discriminator_rate = schedules(settings)
     model.compile(

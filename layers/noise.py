@@ -1,0 +1,81 @@
+"""Noise that belongs to a place in the picture."""
+
+import keras
+import numpy as np
+from keras import ops
+from scipy.special import ndtri
+
+# Quantiles of the standard normal distribution, one for each value of 16 random bits.
+_NORMAL = ndtri((np.arange(65536) + 0.5) / 65536).astype("float32")
+
+
+def _int32(number):
+    """The 32 lowest bits of an integer, as a signed one."""
+    return int(np.int64(number).astype("int32"))
+
+
+def _mixed(bits):
+    """MurmurHash3's finaliser on int32: every bit that goes in changes half of those that come out."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        # A shift of signed integers brings copies of the sign: they are masked out.
+        shifted = ops.bitwise_and(ops.right_shift(bits, shift), (1 << (32 - shift)) - 1)
+        bits = ops.bitwise_xor(bits, shifted) * _int32(factor)
+    return bits
+
+
+@keras.saving.register_keras_serializable(package="superres")
+class NoiseInjection(keras.layers.Layer):
+    """x + temperature * scale * n, n drawn from N(0, 1) for every pixel and channel.
+
+    Takes [x (B, H, W, C), seed (B,) int32, temperature (B,), origin (B, 2) int32] and gives
+    (B, H, W, C). `scale` is learned, one for each channel. n is a function of the picture's
+    seed, of the pixel's absolute position and of the layer's `stream`: a tile of a picture
+    has the noise that the whole picture has there, pictures differ by their seeds, on
+    however many devices, and a temperature of zero is no noise.
+
+    Args:
+        stream: Tells the layers of a network apart: their noise is independent.
+        factor: x's size over that of the picture in whose pixels `origin` counts.
+        initial: Every scale at the start.
+
+    Example:
+        >>> x, seed, temperature, origin = zeros((2, 8, 8, 4)), array([1, 2]), ones(2), zeros((2, 2), "int32")
+        >>> NoiseInjection(initial=1.0)([x, seed, temperature, origin]).shape
+        (2, 8, 8, 4)
+
+    Source: Karras et al., "A Style-Based Generator Architecture for Generative Adversarial
+    Networks", CVPR 2019, section 2.
+    """
+
+    def __init__(self, stream=0, factor=1, initial=0.0, **kwargs):
+        super().__init__(**kwargs)
+        self.stream, self.factor, self.initial = stream, factor, initial
+
+    def build(self, input_shape):
+        channels = input_shape[0][-1]
+        self.scale = self.add_weight(
+            name="scale", shape=(channels,), initializer=keras.initializers.Constant(self.initial))
+        numbers = (np.arange(channels) + 0x9E3779B9 * (self.stream + 1)).astype("int32")
+        self._channels = ops.convert_to_numpy(_mixed(numbers))
+
+    def call(self, inputs):
+        x, seed, temperature, origin = inputs
+        noise = self.noise(ops.shape(x)[1:3], seed, origin)
+        amplitude = ops.cast(temperature, x.dtype)[:, None, None, None] * ops.cast(self.scale, x.dtype)
+        return x + amplitude * ops.cast(noise, x.dtype)
+
+    def noise(self, size, seed, origin):
+        """The noise of (height, width) pixels: (B, height, width, C) float32."""
+        bits = _mixed(seed)[:, None, None]
+        for axis, factor in enumerate((0x27D4EB2F, 0x165667B1)):
+            position = origin[:, axis, None] * self.factor + ops.arange(size[axis], dtype="int32")
+            position = position[:, None] if axis else position[:, :, None]
+            bits = _mixed(ops.bitwise_xor(bits, position * _int32(factor)))
+        bits = ops.bitwise_xor(bits[..., None], self._channels) * _int32(0x85EBCA6B)
+        return ops.take(ops.convert_to_tensor(_NORMAL), ops.bitwise_and(ops.right_shift(bits, 16), 0xFFFF))
+
+    def compute_output_shape(self, input_shape):
+        return input_shape[0]
+
+    def get_config(self):
+        return {**super().get_config(), "stream": self.stream, "factor": self.factor, "initial": self.initial}

@@ -1,0 +1,166 @@
+"""SRMAP: a generator with noise in every block, and the discriminator it is trained against.
+
+Source: the report "Explicit MAP Optimization for Photo-Realistic Super Resolution", whose
+networks are reproduced to the parameter.
+"""
+
+import keras
+from keras import layers
+
+from datasets.errors import InputError
+from layers import (
+    BiasedSiLU,
+    BilinearDownsampling2D,
+    BilinearUpsampling2D,
+    BinomialBlur2D,
+    ConsistentPicture,
+    NoiseInjection,
+    PixelShuffle2D,
+    PixelUnshuffle2D,
+    ReflectedConv2D,
+)
+
+SCALES = (2, 4)
+MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K's pictures, subtracted first and added last
+
+# Arguments of the two networks: the report's, and one for two CPU cores.
+SIZES = {
+    "full": ({}, {}),
+    "reduced": (
+        {"stem": 128, "widths": (256, 128, 64), "blocks": (4, 4, 4, 4)},
+        {"stem": 48, "widths": (48, 96, 96, 192, 192), "blocks": (1, 1, 2, 2, 1)},
+    ),
+}
+
+
+def generator(scale=4, stem=256, widths=(512, 256, 128), blocks=(16, 16, 16, 16), compression=4, noise=True,
+              initial_noise=0.0, consistent=False, name=None):
+    """Build the generator: LR (B, H, W, 3) in [0, 1] -> SR (B, sH, sW, 3).
+
+    With noise it takes a dict or list of four inputs: `lr`, `seed` (B,) int32, `temperature`
+    (B,) and `origin` (B, 2) int32; see `layers.NoiseInjection`. A new network interpolates
+    bilinearly.
+
+    Args:
+        scale: 2 or 4.
+        stem: Channels of the residual trunk.
+        widths: Channels of the features that the stages add up to, and after each doubling
+            of the size; x2 uses the first two.
+        blocks: Residual blocks of each stage.
+        compression: A block's width over that of its bottleneck.
+        noise: Whether features get noise; without, LR is the only input.
+        initial_noise: What the learned scales of the noise start from.
+        consistent: Project SR onto the pictures that MATLAB's bicubic shrinks to LR.
+        name: The network's name.
+
+    Raises:
+        InputError: for another scale.
+
+    Example:
+        >>> generator(scale=4).count_params()
+        20933504
+    """
+    if scale not in SCALES:
+        raise InputError(f"scale must be one of {SCALES}, not {scale}")
+    doublings = SCALES.index(scale) + 1
+
+    def conv(x, filters, name, kernel_size=3, gain=2):
+        return ReflectedConv2D(
+            filters, kernel_size, use_bias=False, kernel_initializer=_start(gain), name=name)(x)
+
+    stream = 0
+
+    def activate(x, name, factor=1):
+        nonlocal stream
+        if noise:
+            x = NoiseInjection(stream, factor, initial_noise, name=f"{name}_noise")([x, *extra])
+            stream += 1
+        return BiasedSiLU(name=f"{name}_act")(x)
+
+    lr = keras.Input((None, None, 3), name="lr")
+    extra = [keras.Input((), name="seed", dtype="int32"), keras.Input((), name="temperature"),
+             keras.Input((2,), name="origin", dtype="int32")] if noise else []
+
+    # A residual trunk x and its activated map a; what every stage adds to the features f.
+    x = conv(layers.Rescaling(1, [-mean for mean in MEAN], dtype="float32", name="centred")(lr), stem, "stem")
+    a = activate(x, "stem")
+    f = conv(a, widths[0], "stem_features", 1)
+    for i, count in enumerate(blocks, start=1):
+        for j in range(1, count + 1):
+            block = f"stage{i}_block{j}"
+            y = activate(conv(a, stem // compression, f"{block}_conv1"), f"{block}_conv1")
+            x = layers.Add(name=block)([x, conv(y, stem, f"{block}_conv2", gain=0)])
+            a = activate(x, block)
+        f = layers.Add(name=f"stage{i}")([f, conv(a, widths[0], f"stage{i}_features", 1, gain=0)])
+    g = activate(f, "features")
+
+    # Every doubling adds to the picture what the features say.
+    sr = lr
+    for i in range(1, doublings + 1):
+        up, factor, (before, after) = f"up{i}", 2**i, widths[i - 1 : i + 1]
+        y = activate(conv(g, before // compression, f"{up}_conv1"), f"{up}_conv1", factor // 2)
+        y = PixelShuffle2D(name=f"{up}_shuffle")(conv(y, before, f"{up}_expand", 1))
+        y = activate(BinomialBlur2D(name=f"{up}_blur")(y), f"{up}_blur", factor)
+        f = layers.Add(name=up)([
+            BilinearUpsampling2D(name=f"{up}_features")(conv(f, after, f"{up}_shortcut", 1, gain=1)),
+            conv(y, after, f"{up}_conv2", gain=0),
+        ])
+        g = activate(f, up, factor)
+        sr = BilinearUpsampling2D(dtype="float32", name=f"{up}_bilinear")(sr)
+        sr = layers.Add(dtype="float32", name=f"{up}_picture")([sr, conv(g, 3, f"{up}_to_rgb", 1, gain=0)])
+    if consistent:
+        sr = ConsistentPicture(scale, name="consistent")([lr, sr])
+    return keras.Model([lr, *extra] if noise else lr, sr, name=name or f"srmap_x{scale}")
+
+
+def discriminator(stem=256, widths=(256, 512, 512, 512, 1024, 1024), blocks=(1, 1, 2, 2, 2, 1), compression=4,
+                  name="discriminator"):
+    """Build the discriminator: (B, S, S, 3) in [0, 1] -> logits (B, 1); positive means real.
+
+    S is 3 * 2 ** stages: 192 for the report's six.
+
+    Args:
+        stem: Channels of the first feature map.
+        widths: Channels that each stage ends with, at half the size it began with.
+        blocks: Blocks of each stage: one that shrinks, then residual ones.
+        compression: A block's width over that of its bottleneck.
+        name: The network's name.
+
+    Example:
+        >>> discriminator().count_params()
+        20817025
+    """
+
+    def conv(x, filters, kernel_size=3, gain=2):
+        return ReflectedConv2D(filters, kernel_size, use_bias=False, kernel_initializer=_start(gain))(x)
+
+    def activate(x):
+        return BiasedSiLU()(x)
+
+    size = 3 * 2 ** len(widths)
+    hr = keras.Input((size, size, 3), name="hr")
+    x = conv(layers.Rescaling(1, [-mean for mean in MEAN], dtype="float32", name="centred")(hr), stem)
+    width = stem
+    for after, count in zip(widths, blocks, strict=True):
+        y = PixelUnshuffle2D()(BinomialBlur2D()(activate(conv(activate(x), after // compression))))
+        y = conv(activate(conv(y, after // compression, 1)), after, gain=0)
+        shortcut = BilinearDownsampling2D()(x)
+        if after != width:
+            shortcut = conv(shortcut, after, 1, gain=1)
+        x, width = layers.Add()([shortcut, y]), after
+        for _ in range(count - 1):
+            y = activate(conv(activate(x), width // compression))
+            x = layers.Add()([x, conv(y, width, gain=0)])
+    x = layers.DepthwiseConv2D(3, use_bias=False, depthwise_initializer=_start(1, fan_in=9))(activate(x))
+    x = layers.Dense(width // 2, use_bias=False, kernel_initializer=_start(2))(layers.Flatten()(x))
+    logits = layers.Dense(1, kernel_initializer=_start(1), dtype="float32", name="logits")(activate(x))
+    return keras.Model(hr, logits, name=name)
+
+
+def _start(gain, fan_in=None):
+    """N(0, gain / fan_in), or zeros: the branch starts closed."""
+    if not gain:
+        return "zeros"
+    if fan_in:
+        return keras.initializers.RandomNormal(stddev=(gain / fan_in) ** 0.5)
+    return keras.initializers.VarianceScaling(gain, "fan_in", "untruncated_normal")

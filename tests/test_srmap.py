@@ -1,0 +1,228 @@
+"""SRMAP's networks and losses: what they compute."""
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from keras import ops
+
+from datasets.degradations import imresize
+from datasets.errors import InputError
+from layers import BiasedSiLU, NoiseInjection, ReflectedConv2D
+from losses import energy_score, gradient_penalty, relativistic
+from models import resolve
+from models.srmap import SIZES, discriminator, generator
+
+TINY = {"stem": 8, "widths": (16, 8, 8), "blocks": (1, 2)}
+
+
+def of_kind(network, kind):
+    return [layer for layer in network.layers if isinstance(layer, kind)]
+
+
+def place(count, seeds=None, temperature=1.0):
+    seeds = np.arange(count) if seeds is None else np.asarray(seeds)
+    return [seeds.astype("int32"), np.full(count, temperature, "float32"), np.zeros((count, 2), "int32")]
+
+
+# ------------------------------------------------------------------ networks
+
+
+@pytest.mark.parametrize(("scale", "parameters"), [(4, 20_933_504), (2, 20_662_272)])
+def test_parameters_of_the_generator(scale, parameters):
+    network = generator(scale)
+    assert network.count_params() == parameters
+    scales = sum(layer.count_params() for layer in of_kind(network, NoiseInjection))
+    assert generator(scale, noise=False).count_params() == parameters - scales
+    if scale == 4:
+        # The published generator without noise, of 20,912,064, keeps 576 scales: as many as two of an
+        # upsampling block's three have, after the blur (128 + 64) and the sum (256 + 128).
+        kept = sum(layer.count_params() for layer in of_kind(network, NoiseInjection)
+                   if layer.name in ("up1_blur_noise", "up1_noise", "up2_blur_noise", "up2_noise"))
+        assert (scales, kept) == (22_016, 576)
+        assert parameters - scales + kept == 20_912_064
+
+
+def test_parameters_of_the_discriminator():
+    network = discriminator()
+    assert network.count_params() == 20_817_025
+    assert network.input_shape == (None, 192, 192, 3)
+
+
+def test_reduced_networks_are_small():
+    small, judge = (build(**arguments) for build, arguments in
+                    zip((generator, discriminator), SIZES["reduced"], strict=True))
+    assert (small.count_params(), judge.count_params()) == (1_692_096, 650_257)
+    assert judge.input_shape == (None, 96, 96, 3)
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+@pytest.mark.parametrize("noise", [False, True])
+def test_a_new_generator_interpolates_bilinearly(rng, scale, noise):
+    lr = expected = rng.random((2, 9, 12, 3), "float32")
+    network = generator(scale, **TINY, noise=noise)
+    for _ in range(scale // 2):
+        expected = tf.image.resize(expected, (2 * expected.shape[1], 2 * expected.shape[2]))
+    np.testing.assert_allclose(network([lr, *place(2)] if noise else lr), expected, atol=1e-6)
+
+
+def test_no_convolution_has_a_bias_and_all_reflect():
+    for network in (generator(**TINY), discriminator(8, (8, 8), (1, 2))):
+        convolutions = [layer for layer in network.layers if isinstance(layer, keras.layers.Conv2D)]
+        assert len(convolutions) >= 9
+        for layer in convolutions:
+            assert isinstance(layer, ReflectedConv2D)
+            assert not layer.use_bias
+
+
+def test_initialisation():
+    """N(0, 2 / fan_in), zero at the end of every residual branch, gain 1 for shortcuts and the critic."""
+    network = generator(stem=64, widths=(128, 64, 32), blocks=(1,))
+    for layer in of_kind(network, ReflectedConv2D):
+        kernel = np.asarray(layer.kernel)
+        closed = layer.name.endswith(("conv2", "to_rgb")) or layer.name == "stage1_features"
+        gain = 0 if closed else 1 if layer.name.endswith("shortcut") else 2
+        expected = np.sqrt(gain / np.prod(kernel.shape[:3]))
+        np.testing.assert_allclose(kernel.std(), expected, rtol=4 / np.sqrt(2 * kernel.size))
+    assert {float(np.abs(layer.bias).max()) for layer in of_kind(network, BiasedSiLU)} == {0.0}
+    judge = discriminator(32, (32, 64), (1, 1))
+    depthwise = of_kind(judge, keras.layers.DepthwiseConv2D)[0]
+    np.testing.assert_allclose(np.std(depthwise.kernel), 1 / 3, rtol=0.15)
+    one, last = of_kind(judge, keras.layers.Dense)
+    np.testing.assert_allclose(np.std(one.kernel), np.sqrt(2 / 64), rtol=0.1)
+    np.testing.assert_allclose(np.std(last.kernel), np.sqrt(1 / 32), rtol=0.5)
+    assert one.bias is None
+    assert last.bias is not None
+
+
+def test_residual_branches_leave_the_trunk_alone_at_the_start(rng):
+    network = generator(**TINY, noise=False)
+    stem, *blocks = (network.get_layer(name).output for name in ("stem", "stage1_block1", "stage2_block2"))
+    values = keras.Model(network.input, [stem, *blocks])(rng.random((1, 6, 6, 3), "float32"))
+    for value in values[1:]:
+        np.testing.assert_array_equal(value, values[0])
+
+
+@pytest.mark.parametrize("size", [(96, 96), (8, 9), (1, 3)])
+def test_noise_of_a_network_is_a_function_of_place_and_seed(rng, randomize, size):
+    network = randomize(generator(2, **TINY))
+    lr = rng.random((*size, 3), "float32")
+    one = resolve.resolve(network, lr, seed=1)
+    assert one.shape == (2 * size[0], 2 * size[1], 3)
+    np.testing.assert_array_equal(one, resolve.resolve(network, lr, seed=1))
+    assert np.abs(one - resolve.resolve(network, lr, seed=2)).max() > 1e-3
+    calm = [resolve.resolve(network, lr, temperature=0, seed=seed) for seed in (1, 2)]
+    np.testing.assert_array_equal(*calm)
+    assert np.abs(calm[0] - one).max() > 1e-3
+
+
+@pytest.mark.parametrize("consistent", [False, True])
+def test_tiles_have_the_noise_of_the_whole(rng, randomize, consistent):
+    network = randomize(generator(4, **TINY, consistent=consistent), 0.05)
+    lr = rng.integers(0, 256, (70, 83, 3), "uint8")
+    whole = np.floor(resolve.resolve(network, lr, 0.7, 3) * 255 + 0.5).astype("uint8")
+    tiled = resolve.resolve_tiled(network, lr, 32, temperature=0.7, seed=3)
+    # A product summed in another order may fall on the other side of a rounding.
+    assert np.abs(tiled.astype(int) - whole).max() <= 1
+    assert (tiled != whole).mean() < 1e-3
+    assert (tiled != resolve.resolve_tiled(network, lr, 32, temperature=0.7, seed=4)).mean() > 0.1
+
+
+def test_a_consistent_generator_shrinks_to_lr(rng, randomize):
+    lr = rng.random((2, 10, 12, 3), "float32")
+    network = randomize(generator(4, **TINY, consistent=True), 0.05)
+    free = randomize(generator(4, **TINY), 0.05)
+    errors = [max(np.abs(imresize(np.asarray(sr, "float64"), 1 / 4) - x).max()
+                  for sr, x in zip(net([lr, *place(2)]), lr, strict=True)) for net in (network, free)]
+    assert errors[0] < 1e-3 < 0.05 < errors[1]
+
+
+def test_saved_and_at_another_precision_it_is_the_same(rng, randomize, tmp_path):
+    network = randomize(generator(4, **TINY, consistent=True), 0.02)
+    network.save(tmp_path / "srmap.keras")
+    lr = rng.random((16, 16, 3), "float32")
+    loaded = resolve.load(tmp_path / "srmap.keras")
+    np.testing.assert_array_equal(resolve.resolve(loaded, lr), resolve.resolve(network, lr))
+    mixed = resolve.load(tmp_path / "srmap.keras", "bfloat16")
+    kinds = {layer.name: layer.compute_dtype for layer in mixed.layers}
+    assert kinds["stem"] == kinds["stage1_block1_noise"] == "bfloat16"
+    assert {kinds[name] for name in ("centred", "up1_bilinear", "up2_picture", "consistent")} == {"float32"}
+    np.testing.assert_allclose(resolve.resolve(mixed, lr), resolve.resolve(network, lr), atol=0.02)
+    assert resolve.scale_of(loaded) == 4
+    assert resolve.stochastic(loaded)
+
+
+def test_the_discriminator_takes_its_size_alone(rng):
+    network = discriminator(8, (8, 8), (1, 1))
+    assert network(rng.random((3, 12, 12, 3), "float32")).shape == (3, 1)
+    with pytest.raises(ValueError, match="incompatible"):
+        network(rng.random((3, 16, 16, 3), "float32"))
+    with pytest.raises(InputError, match="scale must be one of"):
+        generator(3)
+
+
+# ------------------------------------------------------------------ losses
+
+
+def test_energy_score_by_hand():
+    hr, one, other = (np.full((1, 2, 2, 1), value, "float32") for value in (0.5, 0.2, 0.9))
+    np.testing.assert_allclose(energy_score(hr, one, other), [(0.3 + 0.4 - 0.7) / 2], atol=1e-7)
+    np.testing.assert_allclose(energy_score(hr, one, one), [0.3], atol=1e-7)
+
+
+def test_energy_score_is_best_for_the_truth_s_own_distribution(rng):
+    truth, a, b = rng.normal(size=(3, 1, 400, 400, 1)).astype("float32")
+    scores = [float(energy_score(truth, size * a, size * b)[0]) for size in (0, 0.7, 1, 1.4)]
+    assert min(scores) == scores[2]
+    np.testing.assert_allclose(scores[2], 1 / np.sqrt(np.pi), rtol=0.02)  # of the normal distribution
+    shifted = float(energy_score(truth, a + 0.5, b + 0.5)[0])
+    assert shifted > scores[2] + 0.02
+
+
+def test_gradient_penalty_by_hand(rng):
+    gradient = rng.normal(size=(2, 3, 4, 3)).astype("float32")
+    expected = [np.square(g).sum() / 2 for g in gradient]
+    np.testing.assert_allclose(gradient_penalty(gradient), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("f", [None, lambda t: -ops.exp(-t), lambda t: -ops.relu(1 - t)])
+def test_the_relativistic_game_for_any_concave_f(rng, f):
+    real, fake = rng.normal(size=(2, 5, 1)).astype("float32")
+    given = {} if f is None else {"f": f}
+    by_hand = f or (lambda t: -np.log1p(np.exp(-t)))
+    for value, t in zip(relativistic(real, fake, **given), (fake - real, real - fake), strict=True):
+        np.testing.assert_allclose(value, -np.asarray(by_hand(t)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_gradient_of_the_penalty_equals_finite_differences(rng, compiled):
+    """The gradient of R1 with respect to the discriminator's weights, through its whole network."""
+    keras.mixed_precision.set_dtype_policy("float64")
+    network = discriminator(4, (4, 8), (1, 2))
+    for weight in network.trainable_variables:
+        weight.assign(rng.normal(0, 0.4, weight.shape))
+    x = tf.constant(rng.random((2, 12, 12, 3)))
+    # Logits are float32 by construction; the penalty differentiates what enters them.
+    features = keras.Model(network.input, network.layers[-1].input)
+
+    @tf.function(jit_compile=compiled)
+    def penalty():
+        with tf.GradientTape() as tape:
+            tape.watch(x)
+            total = tf.reduce_sum(features(x) ** 2)
+        return 0.5 * tf.reduce_mean(tf.reduce_sum(tape.gradient(total, x) ** 2, (1, 2, 3)))
+
+    variables = features.trainable_variables
+    with tf.GradientTape() as tape:
+        value = penalty()
+    gradients = tape.gradient(value, variables)
+    directions = [rng.normal(size=v.shape) for v in variables]
+    for variable, gradient, direction in zip(variables, gradients, directions, strict=True):
+        values, step = [], 1e-4
+        start = variable.numpy()
+        for sign in (1, -1):
+            variable.assign(start + sign * step * direction)
+            values.append(float(penalty()))
+        variable.assign(start)
+        found = float(tf.reduce_sum(gradient * direction)) if gradient is not None else 0.0
+        np.testing.assert_allclose(found, (values[0] - values[1]) / (2 * step), rtol=1e-4, atol=1e-6)

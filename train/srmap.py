@@ -1,0 +1,306 @@
+"""Train SRMAP: a generator on L1 first, then the MAP game, fidelity and a relativistic critic.
+
+    python train/srmap.py pretrain-l1 --data FOLDER    the generator alone, on L1
+    python train/srmap.py reported --data FOLDER --start runs/srmap/pretrain-l1/model.keras
+    python train/srmap.py improved --data FOLDER --start runs/srmap/pretrain-l1/model.keras
+    python train/srmap.py quick                        minutes on two CPU cores, no data needed
+
+`--size reduced --crop 96` trains networks of a size for two CPU cores.
+
+Source: the report "Explicit MAP Optimization for Photo-Realistic Super Resolution", whose
+sections and equations the comments name.
+"""
+
+from commands import command  # first: it quietens TensorFlow
+
+# isort: split
+import dataclasses
+from typing import Literal
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from datasets.degradations import degraded
+from datasets.errors import InputError
+from datasets.patches import Patches, split
+from evaluate import evaluate, table
+from losses import Fidelity, energy_score, relativistic
+from models import resolve
+from models.srmap import SIZES, discriminator, generator
+from train.gan import GANValidation, TrainingSamples, penalised
+from train.loop import PictureValidation, RunSettings, fit, run_folder, take_weights, weights_of
+
+
+@dataclasses.dataclass
+class Settings:
+    """SRMAP."""
+
+    # Data (3)
+    data: tuple[str, ...] = ("photos",)
+    """Where HR pictures come from: folders or names of the catalogue."""
+    scale: Literal[2, 4] = 4
+    """HR's size over LR's."""
+    val_pictures: int = 5
+    """Pictures held out and measured after every epoch."""
+    test_pictures: int = 5
+    """Pictures held out for the table at the end."""
+    crop: int = 192
+    """Size of an HR patch in pixels: 192 for the full discriminator, 96 for the reduced one."""
+    batch: int = 64
+    """Patches a batch, over all devices together. In the game, one half trains the generator, the other
+    the discriminator."""
+    accumulate: int = 1
+    """Compute a step's gradients in so many parts, one after another: less memory, the same step."""
+
+    # Networks (3, appendix)
+    size: Literal["full", "reduced"] = "full"
+    """The report's networks (21 million parameters each), or small ones (1.7 and 0.7 million)."""
+    noise: bool = True
+    """Noise in every block of the generator."""
+    initial_noise: float = 0.0
+    """What the noise's learned scales start from."""
+    consistent: bool = False
+    """Project SR onto the pictures that shrink to LR."""
+
+    # Loss of the generator (equations 3 to 6)
+    l1: float = 0.0
+    """Weight of |HR - SR|."""
+    energy: float = 0.0
+    """Weight of the energy score of two samples, which wants them as far apart as from the truth."""
+    fidelity: float = 2550.0
+    """Weight alpha of |LR - shrunk SR|: the report's 10 is for 0..255."""
+    adversarial: float = 1.0
+    """Weight of the adversarial loss; 0 trains the generator alone."""
+
+    # Loss of the discriminator (equation 7)
+    r1: float = 1.54e-4
+    """Weight gamma of the gradient penalty on HR: the report's 10 is for 0..255."""
+    r2: float = 0.0
+    """Weight of the same penalty on SR."""
+
+    # Optimisation
+    start: str = ""
+    """A saved generator to start from, such as that of pretrain-l1: from scratch the game does not
+    converge (3)."""
+    epochs: int = 400
+    """Epochs."""
+    steps: int = 500
+    """Steps an epoch."""
+    learning_rate: float = 2e-5
+    """Adam's, of both networks."""
+    beta_2: float = 0.99
+    """Adam's; beta_1 is 0.9."""
+    halve: int = 200
+    """Halve the learning rates after so many epochs; 0: never."""
+    ema: float = 0.999
+    """Momentum of the running average of the generator's weights that is measured and saved; 0: none."""
+    sample_every: int = 10
+    """Draw samples of the weights as they are after every so many steps; 0: only after epochs."""
+
+    run: RunSettings = dataclasses.field(default_factory=RunSettings)
+
+
+REPORTED = Settings()
+PRETRAIN = Settings(noise=False, l1=1.0, fidelity=0.0, adversarial=0.0, batch=16, learning_rate=1e-4,
+                    beta_2=0.999, ema=0.0, sample_every=0)
+IMPROVED = Settings(initial_noise=0.1, consistent=True, energy=500.0, fidelity=0.0, r2=1.54e-4)
+PRESETS = {
+    "pretrain-l1": ("The generator on L1, from which the game starts.", PRETRAIN),
+    "reported": ("The report's game.", REPORTED),
+    "improved": ("Exactly consistent with LR, and diverse.", IMPROVED),
+    "quick": ("Small networks, 100 steps of L1 and of the game, on photographs that scikit-image ships.",
+              dataclasses.replace(IMPROVED, size="reduced", crop=96, batch=4, l1=500.0, epochs=4, steps=25,
+                                  learning_rate=1e-4, ema=0.9, val_pictures=1, test_pictures=0)),
+}
+
+
+class NoisyPatches(Patches):
+    """`Patches` with seeds for the noise: batches ((lr, seeds (B, 2) int32), (hr,))."""
+
+    def __getitem__(self, number):
+        lr, targets = super().__getitem__(number)
+        seeds = np.random.default_rng((self.seed, number, 1)).integers(2**31, size=(self.batch, 2))
+        return (lr, seeds.astype("int32")), targets
+
+
+class SRMAPTrainer(keras.Model):
+    """Trains `network`, the generator, and `discriminator` on batches ((lr, seeds), (hr,)).
+
+    Args:
+        network: The generator.
+        discriminator: From pictures to logits (B, 1); None trains the generator alone.
+        weights: Dict of the weights of "l1", "energy", "fidelity", "adversarial", "r1" and "r2".
+        scale: HR's size over LR's.
+        parts: How many parts the gradients are computed in.
+    """
+
+    def __init__(self, network, discriminator, weights, scale, parts=1, **kwargs):
+        super().__init__(**kwargs)
+        self.network, self.discriminator = network, discriminator
+        self.weight, self.parts = {key: value for key, value in weights.items() if value}, parts
+        self.fidelity = Fidelity(scale)
+        names = ["loss", *self.weight]
+        if discriminator:
+            names += ["discriminator", "accuracy", "generator_gradient", "discriminator_gradient"]
+        self.means = {name: keras.metrics.Mean(name=name) for name in names}
+        self.built = True  # nothing but the networks has weights
+
+    def compile(self, optimizer, discriminator_optimizer=None):
+        super().compile(optimizer=optimizer)
+        self.discriminator_optimizer = discriminator_optimizer
+        if discriminator_optimizer:
+            discriminator_optimizer.build(self.discriminator.trainable_variables)
+
+    @property
+    def metrics(self):
+        return list(self.means.values())
+
+    def sample(self, lr, seed):
+        """SR of a batch; seed (B,)."""
+        if len(self.network.inputs) == 1:
+            return self.network(lr, training=True)
+        temperature, origin = tf.ones_like(seed, tf.float32), tf.zeros_like(seed)[:, None] * [[0, 0]]
+        return self.network([lr, seed, temperature, origin], training=True)
+
+    def generator_loss(self, lr, seeds, hr):
+        """Equation 6: (loss, dict of its terms)."""
+        sr = self.sample(lr, seeds[:, 0])
+        shown = {}
+        if "l1" in self.weight:
+            shown["l1"] = tf.reduce_mean(tf.abs(hr - sr))
+        if "energy" in self.weight:
+            shown["energy"] = tf.reduce_mean(energy_score(hr, sr, self.sample(lr, seeds[:, 1])))
+        if "fidelity" in self.weight:
+            shown["fidelity"] = tf.reduce_mean(self.fidelity.call(lr, sr))
+        if "adversarial" in self.weight:
+            real, fake = self.discriminator(hr, training=True), self.discriminator(sr, training=True)
+            shown["adversarial"] = tf.reduce_mean(relativistic(real, fake)[0])
+        return sum(self.weight[name] * value for name, value in shown.items()), shown
+
+    def discriminator_loss(self, lr, seeds, hr):
+        """Equation 7, with a penalty on SR too: (loss, dict of its terms)."""
+        sr = tf.stop_gradient(self.sample(lr, seeds[:, 0]))
+        real, real_penalty = penalised(self.discriminator, hr, "r1" in self.weight)
+        fake, fake_penalty = penalised(self.discriminator, sr, "r2" in self.weight)
+        shown = {"discriminator": tf.reduce_mean(relativistic(real, fake)[1])}
+        loss = shown["discriminator"]
+        for name, penalty in (("r1", real_penalty), ("r2", fake_penalty)):
+            if name in self.weight:
+                shown[name] = penalty
+                loss += self.weight[name] * penalty
+        shown["accuracy"] = tf.reduce_mean(tf.cast(real > fake, "float32"))
+        return loss, shown
+
+    def train_step(self, batch):
+        (lr, seeds), (hr,) = batch
+        batch = lr, seeds, hr
+        # Half of the pictures train one network, half the other.
+        halves = [tuple(x[i::2] for x in batch) for i in (0, 1)] if self.discriminator else [batch]
+        loss, shown, gradients = self._gradients(self.generator_loss, halves[0], self.network)
+        shown["loss"] = loss
+        if self.discriminator:
+            _, more, other_gradients = self._gradients(
+                self.discriminator_loss, halves[1], self.discriminator)
+            # As seen on this device's pictures; both networks answer to each other as they were.
+            replicas = tf.distribute.get_strategy().num_replicas_in_sync
+            shown |= more | {
+                "generator_gradient": replicas * tf.linalg.global_norm(gradients),
+                "discriminator_gradient": replicas * tf.linalg.global_norm(other_gradients),
+            }
+            self.discriminator_optimizer.apply(other_gradients, self.discriminator.trainable_variables)
+        self.optimizer.apply(gradients, self.network.trainable_variables)
+
+        for name, value in shown.items():
+            self.means[name].update_state(value)
+        return {name: self.means[name].result() for name in shown}
+
+    def _gradients(self, function, batch, network):
+        """Loss, terms and gradients of a network, averaged over parts of the batch."""
+        # Optimisers sum over the devices.
+        share = 1 / (self.parts * tf.distribute.get_strategy().num_replicas_in_sync)
+        sums = None
+        for part in zip(*(tf.split(x, self.parts) for x in batch), strict=True):
+            with tf.control_dependencies(tf.nest.flatten(sums) if sums else []):  # one after another
+                part = [tf.identity(x) for x in part]
+            with tf.GradientTape() as tape:
+                loss, shown = function(*part)
+                scaled = share * loss
+            gradients = tape.gradient(scaled, network.trainable_variables)
+            terms = tf.nest.map_structure(lambda x: x / self.parts, (loss, shown))
+            new = (*terms, gradients)
+            sums = new if sums is None else tf.nest.map_structure(tf.add, sums, new)
+        return sums
+
+
+def trainer(settings):
+    """The compiled trainer that the settings describe."""
+    for_generator, for_discriminator = SIZES[settings.size]
+    network = generator(settings.scale, **for_generator, noise=settings.noise,
+                        initial_noise=settings.initial_noise, consistent=settings.consistent)
+    if settings.start:
+        take_weights(network, weights_of(resolve.load(settings.start)))
+    weights = {key: getattr(settings, key)
+               for key in ("l1", "energy", "fidelity", "adversarial", "r1", "r2")}
+    if not settings.adversarial:
+        weights |= {"r1": 0, "r2": 0}
+    critic = discriminator(**for_discriminator) if settings.adversarial else None
+    model = SRMAPTrainer(network, critic, weights, settings.scale, settings.accumulate)
+
+    def adam(**arguments):
+        rate = settings.learning_rate
+        if settings.halve:
+            rate = keras.optimizers.schedules.PiecewiseConstantDecay(
+                [settings.halve * settings.steps - 1], [rate, rate / 2])
+        return keras.optimizers.Adam(rate, beta_2=settings.beta_2, epsilon=1e-8, **arguments)
+
+    model.compile(adam(use_ema=settings.ema > 0, ema_momentum=settings.ema or 0.99),
+                  adam() if settings.adversarial else None)
+    return model
+
+
+def check(settings):
+    """Raise InputError for settings that cannot be trained with."""
+    least_of = {"batch": 1, "accumulate": 1, "epochs": 1, "steps": 1, "halve": 0, "sample_every": 0}
+    for name, least in least_of.items():
+        if getattr(settings, name) < least:
+            raise InputError(f"{name}: must be at least {least}, not {getattr(settings, name)}")
+    if not 0 <= settings.ema < 1:
+        raise InputError(f"ema: must be at least 0 and below 1, not {settings.ema}")
+    parts = (2 if settings.adversarial else 1) * settings.accumulate
+    if settings.batch % parts:
+        raise InputError(f"batch: {settings.batch} does not divide into {parts} parts")
+    if settings.adversarial:
+        needed = discriminator(**SIZES[settings.size][1]).input_shape[1]
+        if settings.crop != needed:
+            raise InputError(f"crop: the {settings.size} discriminator takes {needed}, not {settings.crop}")
+    elif settings.crop % settings.scale or settings.crop < 2 * settings.scale:
+        raise InputError(f"crop: {settings.crop} is no multiple of the scale, {settings.scale}, or too small")
+    if settings.consistent and settings.crop < 8 * settings.scale:
+        raise InputError(f"crop: must be at least {8 * settings.scale} to be consistent, not {settings.crop}")
+    if settings.energy and not settings.noise:
+        raise InputError("energy: needs noise, or all samples are the same")
+
+
+def main(preset: str, settings: Settings):
+    """Train, then print the table of the held-out pictures: test, or validation where there is no test.
+
+    PRESET --help explains every setting.
+    """
+    check(settings)
+    train, val, test = split(settings.data, settings.val_pictures, settings.test_pictures, settings.run.seed)
+    val, test = (list(degraded(part, settings.scale, "bicubic")) for part in (val, test))
+    patches = NoisyPatches(train, settings.scale, settings.crop // settings.scale, settings.batch,
+                           seed=settings.run.seed)
+    validation = GANValidation(val, 0, settings.steps) if settings.adversarial else PictureValidation(val)
+    samples = [TrainingSamples(run_folder(settings.run, "srmap", preset), val, settings.sample_every)
+               ] if settings.sample_every else ()
+    folder = fit(
+        lambda: trainer(settings), patches, validation, settings, run=settings.run, paper="srmap",
+        preset=preset, epochs=settings.epochs, steps=settings.steps, callbacks=samples,
+    )
+    print(table(evaluate(resolve.load(folder / "model.keras"), test or val)))
+
+
+if __name__ == "__main__":
+    command(main, PRESETS)

@@ -1,5 +1,6 @@
 """Custom Keras layers, written with `keras.ops` alone."""
 
+from layers.batch_norm import batch_norm
 from layers.biased_silu import BiasedSiLU
 from layers.bicubic import BicubicDownsampling2D, BicubicUpsampling2D, ConsistentPicture
 from layers.gated_pixelcnn import GatedPixelCNNBlock
@@ -21,4 +22,5 @@ from layers.subpixel import ICNR, SubPixelConv2D
 __all__ = ["ICNR", "SPADE", "BiasedSiLU", "BicubicDownsampling2D", "BicubicUpsampling2D",
            "BilinearDownsampling2D", "BilinearUpsampling2D", "BinomialBlur2D", "ConsistentPicture",
            "GatedPixelCNNBlock", "MaskedConv2D", "NoiseInjection", "PixelShuffle2D", "PixelUnshuffle2D",
-           "PolyphaseConv2D", "ReflectedConv2D", "SPADEResBlock", "SpectralConv2D", "SubPixelConv2D"]
+           "PolyphaseConv2D", "ReflectedConv2D", "SPADEResBlock", "SpectralConv2D", "SubPixelConv2D",
+           "batch_norm"]

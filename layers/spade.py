@@ -3,6 +3,7 @@
 import keras
 from keras import layers, ops
 
+from layers.batch_norm import batch_norm
 from layers.spectral_conv import SpectralConv2D
 
 
@@ -47,8 +48,7 @@ class SPADE(keras.layers.Layer):
                                  kernel_initializer=self.kernel_initializer.clone(), **kwargs)
 
         self.normalize = (
-            layers.BatchNormalization(
-                center=False, scale=False, synchronized=True, dtype=self.dtype_policy)
+            batch_norm(center=False, scale=False, dtype=self.dtype_policy)
             if self.norm == "batch"
             else layers.GroupNormalization(
                 -1, epsilon=1e-5, center=False, scale=False, dtype=self.dtype_policy)

@@ -14,7 +14,7 @@ import keras
 from keras import layers
 
 from datasets.errors import InputError
-from layers import GatedPixelCNNBlock, MaskedConv2D, SPADEResBlock
+from layers import GatedPixelCNNBlock, MaskedConv2D, SPADEResBlock, batch_norm
 
 NORMS = ("batch", "spade", "batch+lr")
 
@@ -77,9 +77,9 @@ def conditioning_network(
             return SPADEResBlock(filters, hidden, spectral=spectral,
                                  kernel_initializer=initializer.clone())([x, s])
         h = layers.Concatenate()([x, s]) if norm == "batch+lr" else x
-        h = layers.BatchNormalization(synchronized=True)(conv(filters, 3)(h))
+        h = batch_norm()(conv(filters, 3)(h))
         h = layers.ReLU()(h)
-        h = layers.BatchNormalization(synchronized=True)(conv(filters, 3)(h))
+        h = batch_norm()(conv(filters, 3)(h))
         return layers.Add()([x, h])
 
     lr = keras.Input((size, size, channels), name="lr")

@@ -10,7 +10,7 @@ import numpy as np
 from keras import layers
 
 from datasets.errors import InputError
-from layers import PolyphaseConv2D, SubPixelConv2D
+from layers import PolyphaseConv2D, SubPixelConv2D, batch_norm
 
 SCALES = (2, 4, 8)
 
@@ -47,7 +47,7 @@ def generator(scale=4, blocks=5, filters=64, prelu="scalar", name=None):
         return layers.PReLU(alpha_initializer=slopes, shared_axes=shared, name=f"{name}_act")(x)
 
     def normalise(x, name):
-        return layers.BatchNormalization(synchronized=True, name=f"{name}_norm")(x)
+        return batch_norm(name=f"{name}_norm")(x)
 
     lr = keras.Input((None, None, 3), name="lr")
     x = layers.Rescaling(2, -1, dtype="float32", name="centred")(lr)
@@ -117,7 +117,7 @@ def discriminator(filters=64, size=None, name="discriminator"):
     for i, (factor, strides) in enumerate((f, s) for f in (1, 2, 4, 8) for s in (1, 2)):
         x = layers.Conv2D(filters * factor, 3, strides, "same")(x)
         if i:
-            x = layers.BatchNormalization(synchronized=True)(x)
+            x = batch_norm()(x)
         x = layers.LeakyReLU(0.2)(x)
     if size:
         x = layers.Flatten()(x)

@@ -131,29 +131,37 @@ def discriminator(stem=256, widths=(256, 512, 512, 512, 1024, 1024), blocks=(1, 
         20817025
     """
 
-    def conv(x, filters, kernel_size=3, gain=2):
-        return ReflectedConv2D(filters, kernel_size, use_bias=False, kernel_initializer=_start(gain))(x)
+    def conv(x, filters, name, kernel_size=3, gain=2):
+        return ReflectedConv2D(
+            filters, kernel_size, use_bias=False, kernel_initializer=_start(gain), name=name)(x)
 
-    def activate(x):
-        return BiasedSiLU()(x)
+    def activate(x, name):
+        return BiasedSiLU(name=f"{name}_act")(x)
 
     size = 3 * 2 ** len(widths)
     hr = keras.Input((size, size, 3), name="hr")
-    x = conv(layers.Rescaling(1, [-mean for mean in MEAN], dtype="float32", name="centred")(hr), stem)
+    x = conv(layers.Rescaling(1, [-mean for mean in MEAN], dtype="float32", name="centred")(hr), stem, "stem")
     width = stem
-    for after, count in zip(widths, blocks, strict=True):
-        y = PixelUnshuffle2D()(BinomialBlur2D()(activate(conv(activate(x), after // compression))))
-        y = conv(activate(conv(y, after // compression, 1)), after, gain=0)
-        shortcut = BilinearDownsampling2D()(x)
+    for i, (after, count) in enumerate(zip(widths, blocks, strict=True), start=1):
+        down, bottleneck = f"stage{i}_down", after // compression
+        y = activate(conv(activate(x, down), bottleneck, f"{down}_conv1"), f"{down}_conv1")
+        y = PixelUnshuffle2D(name=f"{down}_unshuffle")(BinomialBlur2D(name=f"{down}_blur")(y))
+        y = activate(conv(y, bottleneck, f"{down}_reduce", 1), f"{down}_reduce")
+        shortcut = BilinearDownsampling2D(name=f"{down}_bilinear")(x)
         if after != width:
-            shortcut = conv(shortcut, after, 1, gain=1)
-        x, width = layers.Add()([shortcut, y]), after
-        for _ in range(count - 1):
-            y = activate(conv(activate(x), width // compression))
-            x = layers.Add()([x, conv(y, width, gain=0)])
-    x = layers.DepthwiseConv2D(3, use_bias=False, depthwise_initializer=_start(1, fan_in=9))(activate(x))
-    x = layers.Dense(width // 2, use_bias=False, kernel_initializer=_start(2))(layers.Flatten()(x))
-    logits = layers.Dense(1, kernel_initializer=_start(1), dtype="float32", name="logits")(activate(x))
+            shortcut = conv(shortcut, after, f"{down}_shortcut", 1, gain=1)
+        x = layers.Add(name=down)([shortcut, conv(y, after, f"{down}_conv2", gain=0)])
+        width = after
+        for j in range(1, count):
+            block = f"stage{i}_block{j}"
+            y = activate(conv(activate(x, block), bottleneck, f"{block}_conv1"), f"{block}_conv1")
+            x = layers.Add(name=block)([x, conv(y, width, f"{block}_conv2", gain=0)])
+    x = layers.DepthwiseConv2D(3, use_bias=False, depthwise_initializer=_start(1, fan_in=9), name="whole")(
+        activate(x, "whole"))
+    x = layers.Dense(width // 2, use_bias=False, kernel_initializer=_start(2), name="features")(
+        layers.Flatten()(x))
+    logits = layers.Dense(1, kernel_initializer=_start(1), dtype="float32", name="logits")(
+        activate(x, "features"))
     return keras.Model(hr, logits, name=name)
 
 

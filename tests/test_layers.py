@@ -9,7 +9,7 @@ import pytest
 from conftest import ROOT
 
 from datasets.degradations import imresize
-from layers import ICNR, BicubicUpsampling2D, SubPixelConv2D
+from layers import ICNR, BicubicUpsampling2D, NoiseInjection, SubPixelConv2D
 
 BACKEND_FREE = sorted(
     path for folder in ("layers", "models", "losses") for path in (ROOT / folder).glob("*.py")
@@ -18,8 +18,9 @@ BACKEND_FREE = sorted(
 OTHER_BACKEND = """
 import keras, numpy as np
 from datasets.degradations import imresize
-from layers import BicubicUpsampling2D, SubPixelConv2D
-from losses import Charbonnier
+from layers import BicubicUpsampling2D, ConsistentPicture, NoiseInjection, PolyphaseConv2D, SubPixelConv2D
+from losses import Charbonnier, Fidelity, energy_score, gradient_penalty, grid, relativistic, total_variation
+from models import pixel_recursive, srgan, srmap
 from models.lapsrn import lapsrn
 from models.resolve import resolve
 assert keras.backend.backend() == "{backend}"
@@ -32,6 +33,26 @@ for scale in (2, 4):
     assert np.abs(numpy(BicubicUpsampling2D(scale)(x))[0] - imresize(x[0], scale)).max() < 1e-5
 assert abs(numpy(Charbonnier(1e-3)(x, x)) - 1e-3) < 1e-6
 assert np.abs(resolve(lapsrn(2, filters=4, depth=2), x[0]) - imresize(x[0], 2).clip(0, 1)).max() < 1e-4
+place = [np.array([7], "int32"), np.ones(1, "float32"), np.array([[3, 5]], "int32")]
+noise = numpy(NoiseInjection(2, initial=1.0)([np.zeros((1, 2, 2, 3), "float32"), *place]))
+assert np.abs(noise.ravel() - {noise}).max() < 1e-6
+lr = np.random.default_rng(1).random((1, 9, 11, 3), "float32")
+sr = np.random.default_rng(2).random((1, 18, 22, 3), "float32")
+consistent = numpy(ConsistentPicture(2)([lr, sr]))[0].astype("float64")
+assert np.abs(imresize(consistent, 0.5) - lr[0]).max() < 1e-3
+layer = PolyphaseConv2D(3, 9)
+assert np.abs(numpy(layer(sr)) - numpy(keras.ops.conv(sr, layer.kernel, padding="same"))).max() < 1e-4
+generator = srmap.generator(2, stem=4, widths=(8, 4), blocks=(1,))
+assert np.abs(resolve(generator, x[0]) - numpy(generator([x, *place]))[0]).max() < 1e-6
+assert resolve(srgan.generator(4, 1, 4), x[0]).shape == (36, 44, 3)
+real, fake = (numpy(srmap.discriminator(4, (4, 8), (1, 1))(z[:, :12, :12])) for z in (sr, 1 - sr))
+conditioning = pixel_recursive.conditioning_network(4, 2, 3, 4, 1, norm="spade", hidden=3)
+recursive = pixel_recursive.pixel_recursive(conditioning, pixel_recursive.prior_network(8, 3, 6, 1, head=12))
+assert np.isfinite(numpy(recursive([lr[:, :4, :4], sr[:, :8, :8]])[0])).all()
+values = [*relativistic(real, fake), energy_score(sr, sr, sr), gradient_penalty(sr), grid(sr, sr, 2),
+          total_variation(sr), Fidelity(2)(lr, consistent[None].astype("float32"))]
+assert np.isfinite([float(keras.ops.mean(value)) for value in values]).all()
+assert abs(float(values[-1])) < 1e-3
 """
 
 
@@ -143,7 +164,10 @@ def test_no_tensorflow_in_what_any_backend_runs(path):
 def test_layers_losses_and_networks_run_on_other_backends(run_command, backend):
     if not importlib.util.find_spec(backend):
         pytest.skip(f"{backend} is not installed")
-    result = run_command("-c", OTHER_BACKEND.format(backend=backend), KERAS_BACKEND=backend)
+    place = [np.array([7], "int32"), np.ones(1, "float32"), np.array([[3, 5]], "int32")]
+    noise = NoiseInjection(2, initial=1.0)([np.zeros((1, 2, 2, 3), "float32"), *place])
+    script = OTHER_BACKEND.format(backend=backend, noise=np.asarray(noise).ravel().tolist())
+    result = run_command("-c", script, KERAS_BACKEND=backend)
     assert result.returncode == 0, result.stderr[-2000:]
 
 

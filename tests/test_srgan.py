@@ -9,7 +9,7 @@ from keras import ops
 from datasets.degradations import imresize, resize_matrix
 from datasets.errors import InputError
 from layers import BicubicDownsampling2D, PolyphaseConv2D
-from losses import Fidelity, relativistic, standard, total_variation
+from losses import Fidelity, grid, relativistic, standard, total_variation
 from models.srgan import discriminator, generator, start_as_interpolation
 
 # Generator of 64 channels: head 9x9 3 -> 64 = 15,616; a block's two convolutions 2 * 36,928 and
@@ -361,3 +361,15 @@ def test_fidelity_is_the_distance_of_the_shrunk_picture(rng, scale):
     again = keras.losses.deserialize(keras.losses.serialize(loss))
     assert again.get_config() == loss.get_config()
     assert float(again(off, sr)) == pytest.approx(expected.mean(), rel=1e-4)
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_grid_is_the_phases_difference_and_no_other(rng, scale):
+    hr = rng.random((2, 4 * scale, 3 * scale, 3), "float32")
+    pattern = rng.normal(size=(1, scale, scale, 3)).astype("float32")
+    tiled = np.tile(pattern, (2, 4, 3, 1))
+    np.testing.assert_allclose(grid(hr, hr + tiled, scale), np.abs(pattern).mean() * np.ones(2), rtol=1e-4)
+    # What differs from one LR pixel to the next, in all phases alike, cancels out.
+    detail = rng.normal(size=(2, 4, 3, 3)).astype("float32")
+    detail = (detail - detail.mean((1, 2), keepdims=True)).repeat(scale, 1).repeat(scale, 2)
+    np.testing.assert_allclose(grid(hr, hr + detail, scale), 0, atol=1e-6)

@@ -67,7 +67,7 @@ class GANValidation(PictureValidation):
         columns = []
         for step in steps:
             epoch, network = step // self.steps, load(folder / f"step_{step}.keras")
-            title = "warm-up" if epoch <= self.warm_up else f"{epoch - self.warm_up} epochs"
+            title = "warm-up" if epoch <= self.warm_up else f"after epoch {epoch - self.warm_up}"
             columns.append((title, [to_uint8(resolve(network, lr)) for _, lr, _ in self.pairs[:3]]))
         rows = min(3, len(self.pairs))
         sheet = Figure(figsize=(2.2 * (len(columns) + 2), 2.3 * rows))

@@ -1,0 +1,280 @@
+"""Speed and memory of SRMAP against the same networks and steps in PyTorch.
+
+    python benchmarks/srmap.py
+
+The step is the game's with R1 (`train/srmap.py reported --size reduced`): a batch is split
+between the networks, each gets its gradients, each its Adam. Inference is the generator
+alone, full and reduced, noise included as each library draws it: ours is a function of the
+place, PyTorch's comes from its generator. All engines take turns. Memory is the peak of a
+process of its own, over what it had before the first call.
+"""
+
+from commands import command  # first: it quietens TensorFlow
+
+# isort: split
+import dataclasses
+import math
+import multiprocessing
+import resource
+
+import keras
+import numpy as np
+import torch
+from common import (
+    flop,
+    interleaved,
+    keras_step,
+    keras_trainer,
+    peak_functions,
+    randomise,
+    save,
+    table,
+    training_rows,
+)
+from torch.nn import functional as F
+from torch_lapsrn import to_torch
+from torch_srmap import Discriminator, Generator, check
+
+from datasets.degradations import resize_matrix
+from models import resolve
+from models.srmap import SIZES, generator
+from train.srmap import REPORTED, trainer
+
+FIRST = 3  # so many losses of every engine must agree before anything is timed
+
+
+def fixed_batch(settings, seed=0):
+    """((lr, seeds), (hr,)): noise, whose values do not change the time of a step."""
+    rng = np.random.default_rng(seed)
+    lr, hr = (rng.random((settings.batch, size, size, 3), "float32")
+              for size in (settings.crop // settings.scale, settings.crop))
+    return (lr, rng.integers(2**31, size=(settings.batch, 2)).astype("int32")), (hr,)
+
+
+def placed(lr, temperature=1.0):
+    """What our generator takes: LR, and the noise's seeds, temperatures and places."""
+    count = len(lr)
+    return [lr, np.arange(count, dtype="int32"), np.full(count, temperature, "float32"),
+            np.zeros((count, 2), "int32")]
+
+
+def torch_copy(kind, network, size):
+    return kind.from_keras(network, *SIZES[size][kind is Discriminator].values())
+
+
+class TorchStep:
+    """Does the game's step in PyTorch when called, and returns the losses of both networks.
+
+    Args:
+        model: The Keras trainer whose weights both networks start from.
+        compiled: Networks, losses and gradients together, as one graph.
+        autocast: Compute in bfloat16.
+    """
+
+    def __init__(self, model, settings, batch, channels_last=False, compiled=False, autocast=False):
+        self.settings, self.autocast = settings, autocast
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        pairs = (Generator, model.network), (Discriminator, model.discriminator)
+        self.networks = [torch_copy(*pair, settings.size).to(memory_format=layout) for pair in pairs]
+        (lr, _), (hr,) = batch
+        self.batch = [to_torch(x[i::2], channels_last) for i in (0, 1) for x in (lr, hr)]
+        shrink = resize_matrix(settings.crop, 1 / settings.scale).toarray()
+        self.shrink = torch.from_numpy(shrink.astype("float32"))
+        # Where PyTorch adds Adam's epsilon, see train_srgan.py.
+        eps = 1e-8 / math.sqrt(1 - settings.beta_2)
+        self.optimizers = [
+            torch.optim.Adam(network.parameters(), settings.learning_rate, (0.9, settings.beta_2), eps,
+                             fused=True)
+            for network in self.networks
+        ]
+        if compiled:
+            # Without this the graph ends before the first gradient, and each of the two computes both.
+            torch._dynamo.config.trace_autograd_ops = True
+            self.gradients = torch.compile(self.gradients, fullgraph=True, dynamic=False)
+
+    def forward(self, network, pictures):
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
+            return network(pictures).float()
+
+    def gradients(self, lr, hr, other_lr, other_hr):
+        """The losses, and the gradient of each for its own network."""
+        generator, discriminator = self.networks
+        sr = self.forward(generator, lr)
+        fidelity = (lr - self.shrink @ sr @ self.shrink.T).abs().mean()
+        game = F.softplus(self.forward(discriminator, hr) - self.forward(discriminator, sr)).mean()
+        loss = self.settings.fidelity * fidelity + game
+        gradients = torch.autograd.grad(loss, list(generator.parameters()))
+
+        with torch.no_grad():
+            sr = self.forward(generator, other_lr)
+        other_hr = other_hr.requires_grad_(True)
+        real, fake = self.forward(discriminator, other_hr), self.forward(discriminator, sr)
+        (slope,) = torch.autograd.grad(real.sum(), other_hr, create_graph=True)
+        shown = F.softplus(fake - real).mean()
+        penalised = shown + self.settings.r1 / 2 * slope.square().sum((1, 2, 3)).mean()
+        return [loss.detach(), shown.detach()], [
+            gradients, torch.autograd.grad(penalised, list(discriminator.parameters()))]
+
+    def __call__(self):
+        losses, gradients = self.gradients(*self.batch)
+        for network, found in zip(self.networks, gradients, strict=True):
+            for parameter, gradient in zip(network.parameters(), found, strict=True):
+                if gradient.stride() != parameter.stride():  # Adam's fused loop takes them for equal
+                    gradient = torch.empty_like(parameter).copy_(gradient)
+                parameter.grad = gradient
+        for optimizer in self.optimizers:
+            optimizer.step()
+        return [loss.item() for loss in losses]
+
+
+def measure_step(settings, rounds):
+    """The rows of the step, and the machine's best rates at that time."""
+    batch = fixed_batch(settings)
+    model = keras_trainer(trainer, settings, "float32")
+    differences = [
+        check(model.network, torch_copy(Generator, model.network, settings.size), placed(batch[0][0], 0.0)),
+        check(model.discriminator, torch_copy(Discriminator, model.discriminator, settings.size),
+              batch[1][0]),
+    ]
+    print(f"step: outputs agree to {max(differences):.1e}")
+    torch._dynamo.reset()
+
+    def our_step(precision):
+        return keras_step(keras_trainer(trainer, settings, precision), batch, ["loss", "discriminator"])
+
+    engines = {
+        "keras float32": our_step("float32"),
+        "keras mixed_bfloat16": our_step("mixed_bfloat16"),
+        "torch eager": TorchStep(model, settings, batch),
+        "torch eager channels_last": TorchStep(model, settings, batch, channels_last=True),
+        "torch compiled": TorchStep(model, settings, batch, compiled=True),
+        "torch compiled channels_last": TorchStep(model, settings, batch, channels_last=True, compiled=True),
+        "torch eager bfloat16": TorchStep(model, settings, batch, channels_last=True, autocast=True),
+    }
+    first = {name: [step() for _ in range(FIRST)] for name, step in engines.items()}
+    for name, losses in first.items():
+        # Each engine draws noise of its own.
+        if not np.allclose(losses, first["keras float32"], rtol=2e-2):
+            raise SystemExit(f"{name}: the first losses are {losses}, not {first['keras float32']}: "
+                             "nothing to compare")
+    seconds = interleaved(engines, rounds)
+    work = settings.batch / 2 * (
+        (3 + 1) * flop(generator(settings.scale, noise=False, **SIZES[settings.size][0]),
+                       *batch[0][0].shape[1:3])
+        # For the generator two passes and the gradient of one; for the discriminator two, their
+        # gradients, and those of the penalty's, twice as many as of its pass.
+        + (2 + 1 + 2 * 3 + 3) * flop(model.discriminator, settings.crop, settings.crop))
+    rows, peak = training_rows(seconds, work, settings.batch)
+    return [{**row, "first_losses": first[row["engine"]]} for row in rows], peak
+
+
+def networks_of(size):
+    """Our generator with random weights and noise, and LR for it."""
+    keras.utils.set_random_seed(0)
+    network = generator(4, **SIZES[size][0])
+    randomise(network)
+    return network
+
+
+def inference_engines(size, width, height, chosen=None):
+    """Dict of name -> function that draws SR of one LR picture."""
+    network = networks_of(size)
+    lr = np.random.default_rng(0).random((1, height, width, 3), "float32")
+    inputs = placed(lr)
+
+    def torch_engine(channels_last=False, compiled=False):
+        model = torch_copy(Generator, network, size).eval().requires_grad_(False)
+        if channels_last:
+            model = model.to(memory_format=torch.channels_last)
+        picture = to_torch(lr, channels_last)
+        call = torch.compile(model, dynamic=False) if compiled else model
+
+        def draw():
+            with torch.inference_mode():
+                return call(picture).numpy()
+
+        return draw
+
+    def ours(precision):
+        at = resolve.at_precision(network, precision)
+        return lambda: at.predict_on_batch(inputs)
+
+    makers = {
+        "keras float32": lambda: ours("float32"),
+        "keras bfloat16": lambda: ours("bfloat16"),
+        "torch eager": torch_engine,
+        "torch eager channels_last": lambda: torch_engine(channels_last=True),
+        "torch compiled": lambda: torch_engine(compiled=True),
+        "torch compiled channels_last": lambda: torch_engine(channels_last=True, compiled=True),
+    }
+    if chosen is None:
+        difference = check(network, torch_copy(Generator, network, size), placed(lr[:, :32, :32], 0.0))
+        print(f"{size}: outputs agree to {difference:.1e}")
+    return {name: make() for name, make in makers.items() if chosen in (None, name)}
+
+
+def peak_memory(size, width, height, engine):
+    """MiB that an engine needs at most for two pictures, over what the process had before."""
+    (draw,) = inference_engines(size, width, height, engine).values()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for _ in range(2):
+        draw()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def measure_inference(size, width, height, rounds):
+    torch._dynamo.reset()
+    engines, peaks = inference_engines(size, width, height), peak_functions()
+    seconds = interleaved({**engines, **{name: function for name, (function, _) in peaks.items()}}, rounds)
+    peak = {name: work / seconds[name]["min"] / 1e9 for name, (_, work) in peaks.items()}
+    work = flop(generator(4, noise=False, **SIZES[size][0]), height, width)
+    best = min(s["median"] for name, s in seconds.items() if "torch" in name)
+    rows = []
+    for name in engines:
+        median = seconds[name]["median"]
+        rate = work / median / 1e9
+        # A process of its own for each: what a network needs at most does not go down again.
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            memory = pool.apply(peak_memory, (size, width, height, name))
+        rows.append({
+            "size": size, "engine": name, "seconds": median, "seconds_min": seconds[name]["min"],
+            "over_best_torch": best / median, "peak_mib": memory, "gflop_per_second": rate,
+            "of_peak_conv": rate / peak[f"conv {'bfloat16' if 'bfloat16' in name else 'float32'}"],
+        })
+    return rows, peak
+
+
+def main(
+    batch: int = 16,
+    width: int = 160,
+    height: int = 90,
+    rounds: int = 8,
+    json: str = "srmap",
+):
+    """Speed and memory of SRMAP against the same networks and steps in PyTorch.
+
+    Args:
+        batch: Patches in a step; one half for each network.
+        width: Of the LR picture that is upscaled, in pixels; half as wide for the full network.
+        height: Of the LR picture, in pixels; half as high for the full network.
+        rounds: Timed calls of every engine.
+        json: Name of the result file in benchmarks/results.
+    """
+    settings = dataclasses.replace(REPORTED, size="reduced", crop=96, batch=batch, ema=0.0)
+    steps, peaks = [], {}
+    steps, peaks["step"] = measure_step(settings, rounds)
+    inference = []
+    for size, part in (("reduced", 1), ("full", 2)):
+        more, peaks[size] = measure_inference(size, width // part, height // part, rounds)
+        inference += more
+    print(table(steps, {"engine": "", "step_seconds": ".3f", "pictures_per_second": ".1f",
+                        "over_best_torch_float32": ".2f", "over_keras_float32": ".2f",
+                        "gflop_per_second": ".0f", "of_peak_conv": ".0%"}))
+    print(table(inference, {"size": "", "engine": "", "seconds": ".3f", "over_best_torch": ".2f",
+                            "peak_mib": ".0f", "gflop_per_second": ".0f", "of_peak_conv": ".0%"}))
+    save(json, steps, inference=inference, goal="keras float32 over_best_torch >= 1", batch=batch,
+         peak_gflop_per_second=peaks, lr_size=[width, height], torch_threads=torch.get_num_threads())
+
+
+if __name__ == "__main__":
+    command(main)

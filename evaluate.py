@@ -2,7 +2,7 @@
 
     python evaluate.py weights/lapsrn-x2.keras --data photos
     python evaluate.py weights/lapsrn-x4.keras --data FOLDER --json result.json --figure result.png
-    python evaluate.py GAN.keras --data FOLDER --blend 0.5 --blend-with weights/srresnet-x4.keras
+    python evaluate.py weights/srgan-x4.keras --data FOLDER --blend 0.5 --blend-with weights/srresnet-x4.keras
     python evaluate.py weights/pixel_recursive-celeba.keras --data FOLDER --crop face --samples 4
 
 Networks of any size: HR pictures are cropped to a multiple of the scale; LR is made from them, rounded to 8

@@ -2,7 +2,7 @@
 
     python upscale.py weights/lapsrn-x2.keras photo.jpg -o upscaled
     python upscale.py weights/lapsrn-x4.keras holiday/ "scans/*.tif" -o upscaled
-    python upscale.py GAN.keras photo.jpg --blend 0.3 --blend-with weights/srresnet-x4.keras -o up
+    python upscale.py weights/srgan-x4.keras a.jpg --blend 0.3 --blend-with weights/srresnet-x4.keras -o up
     python upscale.py weights/pixel_recursive-celeba.keras face.jpg --crop face --samples 4 -o upscaled
 
 A picture of any kind and size works: grey, palette, CMYK, 16-bit, with alpha, rotated by

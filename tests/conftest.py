@@ -12,7 +12,10 @@ import keras
 import numpy as np
 import pytest
 
+import commands
+import upscale
 from datasets import catalogue
+from datasets.pictures import read_picture
 
 ROOT = Path(__file__).parent.parent
 
@@ -104,5 +107,27 @@ def run_command():
             [sys.executable, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False,
             env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
         )
+
+    return run
+
+
+@pytest.fixture
+def call(monkeypatch):
+    """Run a `main` with a command line in this process."""
+
+    def run(main, *arguments):
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+        commands.command(main)
+
+    return run
+
+
+@pytest.fixture
+def draw(call, tmp_path):
+    """Upscale with these options: the pictures made, by name."""
+
+    def run(*arguments, out="out"):
+        call(upscale.main, *arguments, "-o", tmp_path / out)
+        return {path.name: read_picture(path).pixels for path in sorted((tmp_path / out).iterdir())}
 
     return run

@@ -1,7 +1,6 @@
 """The commands, and exported models, with networks that take noise."""
 
 import json
-import sys
 
 import keras
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
-import commands
 import evaluate
 import export
 import upscale
@@ -42,26 +40,6 @@ def folder(tmp_path, photo):
     write_picture(tmp_path / "pictures" / "a.png", photo[:40, :30])
     write_picture(tmp_path / "pictures" / "b.png", photo[:24, :28, :1])
     return tmp_path / "pictures"
-
-
-@pytest.fixture
-def call(monkeypatch):
-    """Run a `main` with a command line in this process."""
-
-    def run(main, *arguments):
-        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
-        commands.command(main)
-
-    return run
-
-
-@pytest.fixture
-def draw(call, tmp_path):
-    def run(*arguments, out="out"):
-        call(upscale.main, *arguments, "-o", tmp_path / out)
-        return {path.name: read_picture(path).pixels for path in sorted((tmp_path / out).iterdir())}
-
-    return run
 
 
 class Distance:

@@ -1,7 +1,6 @@
 """The commands with networks of one size, which draw samples, run as a user runs them."""
 
 import json
-import sys
 from functools import partial
 
 import keras
@@ -9,7 +8,6 @@ import numpy as np
 import pytest
 from test_pixelcnn import tiny
 
-import commands
 import evaluate
 import upscale
 from datasets.corners import corner_count
@@ -78,28 +76,11 @@ def faces(tmp_path_factory, photos):
     return folder
 
 
-@pytest.fixture
-def call(monkeypatch):
-    """Run a `main` with a command line in this process, and draw without XLA, which takes seconds."""
+@pytest.fixture(autouse=True)
+def _without_xla(monkeypatch):
+    """XLA takes seconds to compile."""
     monkeypatch.setattr(upscale, "Sampler", partial(Sampler, jit_compile=False))
     monkeypatch.setattr(evaluate, "Sampler", partial(Sampler, jit_compile=False))
-
-    def run(main, *arguments):
-        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
-        commands.command(main)
-
-    return run
-
-
-@pytest.fixture
-def draw(call, tmp_path):
-    """Upscale with these options: the pictures made, by name."""
-
-    def run(*arguments, out="out"):
-        call(upscale.main, *arguments, "-o", tmp_path / out)
-        return {path.name: read_picture(path).pixels for path in sorted((tmp_path / out).iterdir())}
-
-    return run
 
 
 # ------------------------------------------------------------------ upscale

@@ -23,9 +23,9 @@ from train.gan import GANValidation
 from train.loop import Keeper, RunSettings
 from train.srgan import PRESETS, Settings, TwoPhases, main, schedules, trainer
 
-TERMS = ("pixel", "vgg", "adversarial", "variation", "fidelity")
+TERMS = ("pixel", "vgg", "adversarial", "variation", "fidelity", "grid")
 GAME = {"game": "relativistic", "adversarial": 0.1, "pixel_loss": "l1", "variation": 0.01, "fidelity": 1.0,
-        "schedule": "cosine", "ema": 0.9, "initial": "interpolation", "warm_up": 2}
+        "grid": 0.5, "schedule": "cosine", "ema": 0.9, "initial": "interpolation", "warm_up": 2}
 DRAW = GANValidation.draw
 pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config:UserWarning")  # run eagerly
 SMALL = """
@@ -166,7 +166,7 @@ def trained(model):
 @pytest.mark.parametrize(("game", "pixel_loss"), [("standard", "mse"), ("relativistic", "l1")])
 def test_a_step_follows_both_gradients_of_the_formula(make, vgg, game, pixel_loss):
     model, batch = playing(make(game=game, pixel_loss=pixel_loss, pixel=0.5, adversarial=0.2, variation=0.3,
-                                fidelity=0.7, **vgg))
+                                fidelity=0.7, grid=0.9, **vgg))
     lr, (hr,) = batch
 
     def minus_log(logit):  # of the probability
@@ -183,8 +183,11 @@ def test_a_step_follows_both_gradients_of_the_formula(make, vgg, game, pixel_los
             "adversarial": ours,
             "variation": tf.reduce_mean(total_variation(sr)),
             "fidelity": Fidelity(2)(lr, sr),
+            "grid": tf.reduce_mean([tf.abs(tf.reduce_mean((hr - sr)[:, y::2, x::2], (1, 2)))
+                                    for y in (0, 1) for x in (0, 1)]),
         }
-        loss = sum(x * term for x, term in zip((0.5, 0.1, 0.2, 0.3, 0.7), expected.values(), strict=True))
+        weights = 0.5, 0.1, 0.2, 0.3, 0.7, 0.9
+        loss = sum(weight * term for weight, term in zip(weights, expected.values(), strict=True))
     gradients = [tape.gradient(value, part.trainable_variables)
                  for value, part in ((loss, model.network), (theirs, model.discriminator))]
     expected |= {"loss": loss, "discriminator": theirs, "accuracy": np.mean(np.array(real > fake)),

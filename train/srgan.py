@@ -125,7 +125,7 @@ PAPER = Settings(blocks=16, prelu="channel", head="dense", pixel=0.0, vgg=1.0, v
 # from HR than their smooth start (weights/README.md).
 IMPROVED = Settings(
     initial="interpolation", frozen_norm=True, pixel=0.3, pixel_loss="l1", vgg=0.2, vgg_scale="relative",
-    adversarial=2e-2, game="relativistic", fidelity=1.0, grid=5.0, r1=1.0, warm_up=16, epochs=1, steps=250,
+    adversarial=2e-2, game="relativistic", fidelity=1.0, grid=5.0, r1=0.3, warm_up=16, epochs=1, steps=250,
     warm_up_rate=4e-4, beta_2=0.99, schedule="cosine", ema=0.99,
     run=RunSettings(precision="mixed_bfloat16"),
 )
@@ -133,7 +133,7 @@ PRESETS = {
     "reported": ("The report's x2: weights of its table, 40 epochs.", REPORTED),
     "paper": ("The paper's x4: 16 blocks, VGG54.", PAPER),
     "improved": ("x4: from an interpolation, relativistic, colours held fast, averaged weights.", IMPROVED),
-    "improved-x2": ("The same for x2.", dataclasses.replace(IMPROVED, scale=2, crop=48)),
+    "improved-x2": ("The same for x2.", dataclasses.replace(IMPROVED, scale=2, crop=48, r1=0.1)),
     "quick": ("A small x2 network on photographs that scikit-image ships, pixels and the game alone.",
               dataclasses.replace(IMPROVED, scale=2, blocks=2, crop=48, vgg=0.0, warm_up=4, epochs=4,
                                   steps=50, val_pictures=1, test_pictures=0, run=RunSettings())),

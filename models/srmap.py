@@ -50,7 +50,8 @@ def generator(scale=4, stem=256, widths=(512, 256, 128), blocks=(16, 16, 16, 16)
         compression: A block's width over that of its bottleneck.
         noise: Whether features get noise; without, LR is the only input.
         initial_noise: What the learned scales of the noise start from.
-        consistent: Project SR onto the pictures that MATLAB's bicubic shrinks to LR.
+        consistent: Project SR onto the pictures that MATLAB's bicubic shrinks to LR, once in
+            training, and twelve times in turn with clipping when it is used.
         name: The network's name.
 
     Raises:
@@ -109,7 +110,7 @@ def generator(scale=4, stem=256, widths=(512, 256, 128), blocks=(16, 16, 16, 16)
         sr = BilinearUpsampling2D(dtype="float32", name=f"{up}_bilinear")(sr)
         sr = layers.Add(dtype="float32", name=f"{up}_picture")([sr, conv(g, 3, f"{up}_to_rgb", 1, gain=0)])
     if consistent:
-        sr = ConsistentPicture(scale, name="consistent")([lr, sr])
+        sr = ConsistentPicture(scale, rounds=12, name="consistent")([lr, sr])
     return keras.Model([lr, *extra] if noise else lr, sr, name=name or f"srmap_x{scale}")
 
 

@@ -21,6 +21,7 @@ from layers import (
     ReflectedConv2D,
 )
 from layers.bicubic import BicubicPseudoInverse2D
+from metrics import lr_psnr
 
 RESIZING = [BilinearUpsampling2D, BilinearDownsampling2D, BinomialBlur2D, PixelUnshuffle2D]
 
@@ -134,6 +135,20 @@ def test_a_consistent_picture_shrinks_to_lr_and_moves_no_further_than_it_must(rn
     other = np.asarray(layer([lr, 1 - sr]))
     inside = (result - other).astype("float64")
     assert max(np.abs(imresize(x, 1 / scale)).max() for x in inside) < 4e-4 < np.abs(inside).mean()
+
+
+def test_rounds_make_saturated_pictures_consistent_and_clipped(photos):
+    """Black and white leave no room beyond them: one projection, clipped, misses LR there."""
+    hr = photos["astronaut"][:256, :256]
+    lr = imresize(hr, 1 / 4)
+    start = [lr[None] / np.float32(255), imresize(lr, 4)[None] / np.float32(255)]
+    once, often = ConsistentPicture(4), ConsistentPicture(4, rounds=12)
+    found = [lr_psnr(hr, np.clip(np.asarray(layer(start))[0], 0, 1), 4) for layer in (once, often)]
+    assert found[0] < 58
+    assert found[1] > 65
+    assert 0 <= np.min(often(start)) < np.max(often(start)) <= 1
+    np.testing.assert_array_equal(often(start, training=True), once(start))
+    assert ConsistentPicture.from_config(often.get_config()).rounds == 12
 
 
 def test_consistent_pictures_stay_in_float32(rng):

@@ -109,7 +109,7 @@ PRESETS = {
     "pretrain-l1": ("The generator on L1, from which the game starts.", PRETRAIN),
     "reported": ("The report's game.", REPORTED),
     "improved": ("Exactly consistent with LR, and diverse.", IMPROVED),
-    "quick": ("Small networks, 100 steps of L1 and of the game, on photographs that scikit-image ships.",
+    "quick": ("Small networks, 100 steps of L1 and the game at once, on photographs that scikit-image ships.",
               dataclasses.replace(IMPROVED, size="reduced", crop=96, batch=4, l1=500.0, epochs=4, steps=25,
                                   learning_rate=1e-4, ema=0.9, val_pictures=1, test_pictures=0)),
 }
@@ -267,7 +267,7 @@ def check(settings):
             raise InputError(f"{name}: must be at least {least}, not {getattr(settings, name)}")
     if not 0 <= settings.ema < 1:
         raise InputError(f"ema: must be at least 0 and below 1, not {settings.ema}")
-    parts = (2 if settings.adversarial else 1) * settings.accumulate
+    parts = (2 if settings.adversarial else 1) * settings.accumulate * max(1, settings.run.replicas)
     if settings.batch % parts:
         raise InputError(f"batch: {settings.batch} does not divide into {parts} parts")
     if settings.adversarial:

@@ -31,7 +31,8 @@ class GANValidation(PictureValidation):
     """PSNR and SSIM of held-out pictures, and the plots of an adversarial run.
 
     The last epoch counts as the best: a sharper network has a lower PSNR. What is not
-    finite stops the run, and so does a collapse: PSNR 6 dB below bicubic interpolation's.
+    finite stops the run, and so does a collapse: in the game, PSNR 6 dB below bicubic
+    interpolation's, or below the best before where that is worse.
 
     Besides the samples, the run's folder gets `losses.png`, every column of the log over
     the epochs, and `comparison.png`, the networks of its snapshots side by side.
@@ -50,11 +51,13 @@ class GANValidation(PictureValidation):
         scale = pairs[0][2].shape[0] // pairs[0][1].shape[0]
         self.bicubic = np.mean([quality(hr, imresize(lr, scale), scale)["psnr_y"] for _, lr, hr in pairs])
 
-    def failure(self, row):
-        if row["epoch"] > self.warm_up and row["val_psnr_y"] < self.bicubic - COLLAPSE_DB:
-            return (f"collapsed in epoch {row['epoch']}: PSNR {row['val_psnr_y']:.2f} dB where bicubic "
-                    f"interpolation has {self.bicubic:.2f}")
-        return super().failure(row)
+    def failure(self, row, before):
+        best = max((earlier["val_psnr_y"] for earlier in before), default=-np.inf)
+        least = min(self.bicubic, best) - COLLAPSE_DB
+        if row["epoch"] > self.warm_up and row["val_psnr_y"] < least:
+            return (f"collapsed in epoch {row['epoch']}: PSNR {row['val_psnr_y']:.2f} dB after {best:.2f}, "
+                    f"where bicubic interpolation has {self.bicubic:.2f}")
+        return super().failure(row, before)
 
     def draw(self, folder, rows):
         curves(rows, self.warm_up).savefig(folder / "losses.png", dpi=80)

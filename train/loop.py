@@ -197,8 +197,8 @@ class Validation:
 
     key, better = "epoch", staticmethod(max)  # the last one
 
-    def failure(self, row):
-        """What is wrong with a row of the log, so that training must stop; None: nothing."""
+    def failure(self, row, before):
+        """What is wrong with a row of the log, given those before, and stops the training; None: nothing."""
         wrong = [key for key, value in row.items() if not math.isfinite(value)]
         return f"{wrong[0]} is {row[wrong[0]]} after epoch {row['epoch']}" if wrong else None
 
@@ -262,7 +262,7 @@ class Keeper(keras.callbacks.Callback):
         step = (epoch + 1) * self.steps
         row = {"epoch": epoch + 1, "step": step, "seconds": round(seconds, 2),
                **{key: round(float(value), 6) for key, value in logs.items()}}
-        self.failure = self.validation.failure(row)
+        self.failure = self.validation.failure(row, self.log.rows)
         if self.failure:
             self.model.stop_training = True
             return

@@ -82,13 +82,14 @@ def evaluate(network, pairs, distances=None, samples=1, temperature=1.0, seed=0)
             start = time.perf_counter()
             drawings = upscale(lr)
             seconds = (time.perf_counter() - start) / len(drawings)
+            drawings = [to_uint8(sr) for sr in drawings]
             scores = [{**quality(hr, sr, scale),
                        **{key: distance(hr, sr) for key, distance in (distances or {}).items()}}
-                      for sr in map(to_uint8, drawings)]
+                      for sr in drawings]
             row[method] = {**average(scores, drawn), "seconds": seconds}
             if drawn and samples > 1 and distances:
                 distance = next(iter(distances.values()))
-                maps = [distance.map(hr, to_uint8(sr)) for sr in drawings]
+                maps = [distance.map(hr, sr) for sr in drawings]
                 row[method]["diversity_score"] = diversity_score(maps)
         pictures.append({**row.pop("network"), **row})
     megapixels = sum(p["megapixels"] for p in pictures)

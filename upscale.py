@@ -9,8 +9,8 @@ A picture of any kind and size works: grey, palette, CMYK, 16-bit, with alpha, r
 EXIF, from 1 x 1 up. The result is a PNG of 8 bits a channel, grey where the picture was
 grey. Large pictures are computed in tiles, which changes nothing but the memory needed.
 
-A network with noise, such as SRMAP's, draws as many samples as are asked for, sample k of
-seed S from seed S + k; `--stochasticity` also draws where they differ.
+A network with noise, such as SRMAP's, draws as many samples as are asked for, from the seeds
+S, S + 1 and so on of `--seed S`; `--stochasticity` also draws where they differ.
 
 A network of one size, such as a pixel recursive one, takes LR of that size; of a larger
 picture, a square is cut out and shrunk to it.
@@ -124,11 +124,11 @@ def main(
     if not inputs:
         raise InputError("nothing to upscale: name picture files, folders or patterns")
     network = resolve.load_blended(model, precision, blend, blend_with)
-    size, drawn = resolve.lr_size(network), resolve.stochastic(network)
-    check_sampling(samples, temperature, seed, noise=drawn)
-    if stochasticity and (not drawn or samples < 2):
+    size, noise = resolve.lr_size(network), resolve.stochastic(network)
+    check_sampling(samples, temperature, seed, noise)
+    if stochasticity and (not noise or samples < 2):
         raise InputError("--stochasticity: needs a network with noise, and --samples 2 or more")
-    if not drawn and not size:
+    if not noise and not size:
         samples = 1
     jobs = destinations(inputs, output, resolve.scale_of(network))
     try:

@@ -167,9 +167,11 @@ class ConsistentPicture(_Bicubic):
 
     def call(self, inputs, training=False):
         lr, sr = inputs
-        for left in range(0 if training else self.rounds, 0, -1):
+        if training or not self.rounds:
+            return sr + self.up(lr - self.down(sr))
+        for left in range(self.rounds, 0, -1):
             sr = ops.clip(sr + (1.5 if left > 1 else 1) * self.up(lr - self.down(sr)), 0, 1)
-        return sr if self.rounds and not training else sr + self.up(lr - self.down(sr))
+        return sr
 
     def compute_output_shape(self, input_shape):
         return input_shape[1]

@@ -21,7 +21,8 @@ from layers import (
 )
 
 SCALES = (2, 4)
-MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K's pictures, subtracted first and added last
+MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K's pictures, subtracted from what convolutions see
+CRITIC_WIDTHS = (256, 512, 512, 512, 1024, 1024)  # of the report's discriminator
 
 # Arguments of the two networks: the report's, and one for two CPU cores.
 SIZES = {
@@ -37,7 +38,7 @@ def generator(scale=4, stem=256, widths=(512, 256, 128), blocks=(16, 16, 16, 16)
               initial_noise=0.0, consistent=False, name=None):
     """Build the generator: LR (B, H, W, 3) in [0, 1] -> SR (B, sH, sW, 3).
 
-    With noise it takes a dict or list of four inputs: `lr`, `seed` (B,) int32, `temperature`
+    With noise it takes a list of four inputs: `lr`, `seed` (B,) int32, `temperature`
     (B,) and `origin` (B, 2) int32; see `layers.NoiseInjection`. A new network interpolates
     bilinearly.
 
@@ -65,10 +66,6 @@ def generator(scale=4, stem=256, widths=(512, 256, 128), blocks=(16, 16, 16, 16)
         raise InputError(f"scale must be one of {SCALES}, not {scale}")
     doublings = SCALES.index(scale) + 1
 
-    def conv(x, filters, name, kernel_size=3, gain=2):
-        return ReflectedConv2D(
-            filters, kernel_size, use_bias=False, kernel_initializer=_start(gain), name=name)(x)
-
     stream = 0
 
     def activate(x, name, factor=1):
@@ -83,42 +80,47 @@ def generator(scale=4, stem=256, widths=(512, 256, 128), blocks=(16, 16, 16, 16)
              keras.Input((2,), name="origin", dtype="int32")] if noise else []
 
     # A residual trunk x and its activated map a; what every stage adds to the features f.
-    x = conv(layers.Rescaling(1, [-mean for mean in MEAN], dtype="float32", name="centred")(lr), stem, "stem")
+    x = _stem(lr, stem)
     a = activate(x, "stem")
-    f = conv(a, widths[0], "stem_features", 1)
+    f = _conv(a, widths[0], "stem_features", 1)
     for i, count in enumerate(blocks, start=1):
         for j in range(1, count + 1):
             block = f"stage{i}_block{j}"
-            y = activate(conv(a, stem // compression, f"{block}_conv1"), f"{block}_conv1")
-            x = layers.Add(name=block)([x, conv(y, stem, f"{block}_conv2", gain=0)])
+            y = activate(_conv(a, stem // compression, f"{block}_conv1"), f"{block}_conv1")
+            x = layers.Add(name=block)([x, _conv(y, stem, f"{block}_conv2", gain=0)])
             a = activate(x, block)
-        f = layers.Add(name=f"stage{i}")([f, conv(a, widths[0], f"stage{i}_features", 1, gain=0)])
+        f = layers.Add(name=f"stage{i}")([f, _conv(a, widths[0], f"stage{i}_features", 1, gain=0)])
     g = activate(f, "features")
 
     # Every doubling adds to the picture what the features say.
     sr = lr
     for i in range(1, doublings + 1):
         up, factor, (before, after) = f"up{i}", 2**i, widths[i - 1 : i + 1]
-        y = activate(conv(g, before // compression, f"{up}_conv1"), f"{up}_conv1", factor // 2)
-        y = PixelShuffle2D(name=f"{up}_shuffle")(conv(y, before, f"{up}_expand", 1))
+        y = activate(_conv(g, before // compression, f"{up}_conv1"), f"{up}_conv1", factor // 2)
+        y = PixelShuffle2D(name=f"{up}_shuffle")(_conv(y, before, f"{up}_expand", 1))
         y = activate(BinomialBlur2D(name=f"{up}_blur")(y), f"{up}_blur", factor)
         f = layers.Add(name=up)([
-            BilinearUpsampling2D(name=f"{up}_features")(conv(f, after, f"{up}_shortcut", 1, gain=1)),
-            conv(y, after, f"{up}_conv2", gain=0),
+            BilinearUpsampling2D(name=f"{up}_features")(_conv(f, after, f"{up}_shortcut", 1, gain=1)),
+            _conv(y, after, f"{up}_conv2", gain=0),
         ])
         g = activate(f, up, factor)
         sr = BilinearUpsampling2D(dtype="float32", name=f"{up}_bilinear")(sr)
-        sr = layers.Add(dtype="float32", name=f"{up}_picture")([sr, conv(g, 3, f"{up}_to_rgb", 1, gain=0)])
+        sr = layers.Add(dtype="float32", name=f"{up}_picture")([sr, _conv(g, 3, f"{up}_to_rgb", 1, gain=0)])
     if consistent:
         sr = ConsistentPicture(scale, rounds=12, name="consistent")([lr, sr])
     return keras.Model([lr, *extra] if noise else lr, sr, name=name or f"srmap_x{scale}")
 
 
-def discriminator(stem=256, widths=(256, 512, 512, 512, 1024, 1024), blocks=(1, 1, 2, 2, 2, 1), compression=4,
+def crop_of(widths=CRITIC_WIDTHS):
+    """The height and width of HR that a `discriminator` of these widths takes."""
+    return 3 * 2 ** len(widths)
+
+
+def discriminator(stem=256, widths=CRITIC_WIDTHS, blocks=(1, 1, 2, 2, 2, 1), compression=4,
                   name="discriminator"):
     """Build the discriminator: (B, S, S, 3) in [0, 1] -> logits (B, 1); positive means real.
 
-    S is 3 * 2 ** stages: 192 for the report's six.
+    S is `crop_of(widths)`: 192 for the report's six stages.
 
     Args:
         stem: Channels of the first feature map.
@@ -132,31 +134,26 @@ def discriminator(stem=256, widths=(256, 512, 512, 512, 1024, 1024), blocks=(1, 
         20817025
     """
 
-    def conv(x, filters, name, kernel_size=3, gain=2):
-        return ReflectedConv2D(
-            filters, kernel_size, use_bias=False, kernel_initializer=_start(gain), name=name)(x)
-
     def activate(x, name):
         return BiasedSiLU(name=f"{name}_act")(x)
 
-    size = 3 * 2 ** len(widths)
-    hr = keras.Input((size, size, 3), name="hr")
-    x = conv(layers.Rescaling(1, [-mean for mean in MEAN], dtype="float32", name="centred")(hr), stem, "stem")
+    hr = keras.Input((crop_of(widths), crop_of(widths), 3), name="hr")
+    x = _stem(hr, stem)
     width = stem
     for i, (after, count) in enumerate(zip(widths, blocks, strict=True), start=1):
         down, bottleneck = f"stage{i}_down", after // compression
-        y = activate(conv(activate(x, down), bottleneck, f"{down}_conv1"), f"{down}_conv1")
+        y = activate(_conv(activate(x, down), bottleneck, f"{down}_conv1"), f"{down}_conv1")
         y = PixelUnshuffle2D(name=f"{down}_unshuffle")(BinomialBlur2D(name=f"{down}_blur")(y))
-        y = activate(conv(y, bottleneck, f"{down}_reduce", 1), f"{down}_reduce")
+        y = activate(_conv(y, bottleneck, f"{down}_reduce", 1), f"{down}_reduce")
         shortcut = BilinearDownsampling2D(name=f"{down}_bilinear")(x)
         if after != width:
-            shortcut = conv(shortcut, after, f"{down}_shortcut", 1, gain=1)
-        x = layers.Add(name=down)([shortcut, conv(y, after, f"{down}_conv2", gain=0)])
+            shortcut = _conv(shortcut, after, f"{down}_shortcut", 1, gain=1)
+        x = layers.Add(name=down)([shortcut, _conv(y, after, f"{down}_conv2", gain=0)])
         width = after
         for j in range(1, count):
             block = f"stage{i}_block{j}"
-            y = activate(conv(activate(x, block), bottleneck, f"{block}_conv1"), f"{block}_conv1")
-            x = layers.Add(name=block)([x, conv(y, width, f"{block}_conv2", gain=0)])
+            y = activate(_conv(activate(x, block), bottleneck, f"{block}_conv1"), f"{block}_conv1")
+            x = layers.Add(name=block)([x, _conv(y, width, f"{block}_conv2", gain=0)])
     x = layers.DepthwiseConv2D(3, use_bias=False, depthwise_initializer=_start(1, fan_in=9), name="whole")(
         activate(x, "whole"))
     x = layers.Dense(width // 2, use_bias=False, kernel_initializer=_start(2), name="features")(
@@ -164,6 +161,16 @@ def discriminator(stem=256, widths=(256, 512, 512, 512, 1024, 1024), blocks=(1, 
     logits = layers.Dense(1, kernel_initializer=_start(1), dtype="float32", name="logits")(
         activate(x, "features"))
     return keras.Model(hr, logits, name=name)
+
+
+def _stem(picture, filters):
+    centred = layers.Rescaling(1, [-mean for mean in MEAN], dtype="float32", name="centred")(picture)
+    return _conv(centred, filters, "stem")
+
+
+def _conv(x, filters, name, kernel_size=3, gain=2):
+    return ReflectedConv2D(
+        filters, kernel_size, use_bias=False, kernel_initializer=_start(gain), name=name)(x)
 
 
 def _start(gain, fan_in=None):

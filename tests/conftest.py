@@ -15,16 +15,17 @@ import pytest
 import commands
 import upscale
 from datasets import catalogue
-from datasets.pictures import read_picture
+from datasets.pictures import read_picture, write_picture
 
 ROOT = Path(__file__).parent.parent
 
 
 @pytest.fixture(autouse=True)
 def _fresh_keras():
-    """Every test starts from the same seed and precision."""
-    keras.mixed_precision.set_dtype_policy("float32")
+    """Every test starts from the same seed, and leaves the precision to fixtures as it was."""
     keras.utils.set_random_seed(0)
+    yield
+    keras.mixed_precision.set_dtype_policy("float32")
 
 
 @pytest.fixture
@@ -42,6 +43,15 @@ def photos():
 def photo(photos):
     """A piece of the astronaut, 160 x 128 RGB, uint8."""
     return photos["astronaut"][80:240, 150:278]
+
+
+@pytest.fixture(scope="session")
+def grain(tmp_path_factory):
+    """A folder of five pictures of noise, where no network is much better, or worse, than grey."""
+    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
+    for i in range(5):
+        write_picture(folder / f"{i}.png", rng.integers(0, 256, (48, 64, 3), "uint8"))
+    return folder
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from test_train import assert_same_run, rows, weights
 import train.srgan as script
 from datasets.errors import InputError
 from datasets.patches import Patches, split
-from datasets.pictures import read_picture, write_picture
+from datasets.pictures import read_picture
 from losses import Fidelity, Perceptual, total_variation
 from models import resolve
 from models.srgan import discriminator, generator
@@ -74,20 +74,11 @@ main("quick", settings)
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    """A folder of five pictures of noise, where no network is much better, or worse, than grey."""
-    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    for i in range(5):
-        write_picture(folder / f"{i}.png", rng.integers(0, 256, (48, 64, 3), "uint8"))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def make(data):
+def make(grain):
     """Settings of a training of seconds: few channels, no compilation, no drawing."""
 
     def settings(folder="run", replicas=0, snapshots=(), **changes):
-        tiny = {"data": (str(data),), "scale": 2, "blocks": 1, "crop": 16, "batch": 4, "val_pictures": 1,
+        tiny = {"data": (str(grain),), "scale": 2, "blocks": 1, "crop": 16, "batch": 4, "val_pictures": 1,
                 "test_pictures": 1, "warm_up": 1, "epochs": 2, "steps": 2}
         tiny["run"] = RunSettings(str(folder), replicas=replicas, snapshots=snapshots)
         return Settings(**{**tiny, **changes})
@@ -122,7 +113,7 @@ def whole(make, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def processes(make, data, run_command, tmp_path_factory):
+def processes(make, grain, run_command, tmp_path_factory):
     """What needs processes of its own, two at a time: their folder, and name -> finished process."""
     folder = tmp_path_factory.mktemp("processes")
     two = make(folder / "two", replicas=2, warm_up=1, epochs=0, ema=0.5, adversarial=0.5, fidelity=1.0)
@@ -130,8 +121,8 @@ def processes(make, data, run_command, tmp_path_factory):
         "warm-up": ("-c", KILLED.format(step=3, settings=make(folder / "warm-up", **GAME))),
         "game": ("-c", KILLED.format(step=7, settings=make(folder / "game", **GAME))),
         "two": ("-c", REPLICAS.format(settings=two)),
-        "quick": ("train/srgan.py", "quick", "--data", data, "--run.folder", folder / "quick", "--warm-up", 1,
-                  "--epochs", 1, "--steps", 1, "--blocks", 1, "--crop", 16, "--batch", 2),
+        "quick": ("train/srgan.py", "quick", "--data", grain, "--run.folder", folder / "quick",
+                  "--warm-up", 1, "--epochs", 1, "--steps", 1, "--blocks", 1, "--crop", 16, "--batch", 2),
     }
     with ThreadPoolExecutor(2) as pool:
         finished = pool.map(lambda x: run_command(*x, KERAS_HOME=str(folder / "home")), commands.values())

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from test_train import assert_same_run, rows
+from test_train_srgan import changed, trained
 
 import train.srmap as script
 from datasets.errors import InputError
 from datasets.patches import split
-from datasets.pictures import read_picture, write_picture
+from datasets.pictures import read_picture
 from losses import Fidelity, energy_score, relativistic
 from models import resolve
 from models.srmap import SIZES, generator
@@ -69,19 +70,11 @@ main("reported", settings)
 
 
 @pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    folder, rng = tmp_path_factory.mktemp("pictures"), np.random.default_rng(0)
-    for i in range(5):
-        write_picture(folder / f"{i}.png", rng.integers(0, 256, (48, 64, 3), "uint8"))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def make(data):
+def make(grain):
     """Settings of a training of seconds: few channels, no compilation, no drawing."""
 
     def settings(folder="run", replicas=0, **changes):
-        tiny = {"data": (str(data),), "scale": 2, "size": "reduced", "crop": 24, "batch": 8, "epochs": 2,
+        tiny = {"data": (str(grain),), "scale": 2, "size": "reduced", "crop": 24, "batch": 8, "epochs": 2,
                 "val_pictures": 1, "test_pictures": 1, "steps": 2, "learning_rate": 1e-3, "sample_every": 3}
         return Settings(**{**tiny, **changes}, run=RunSettings(str(folder), replicas=replicas))
 
@@ -102,13 +95,13 @@ def whole(make, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def processes(make, data, run_command, tmp_path_factory):
+def processes(make, grain, run_command, tmp_path_factory):
     """What needs processes of its own, two at a time: their folder, and name -> finished process."""
     folder = tmp_path_factory.mktemp("processes")
     commands = {
         "killed": ("-c", KILLED.format(step=3, settings=make(folder / "killed", **GAME))),
         "two": ("-c", REPLICAS.format(settings=make(folder / "two", replicas=2, **GAME))),
-        "quick": ("train/srmap.py", "pretrain-l1", "--data", data, "--run.folder", folder / "quick",
+        "quick": ("train/srmap.py", "pretrain-l1", "--data", grain, "--run.folder", folder / "quick",
                   "--size", "reduced", "--scale", 2, "--epochs", 1, "--steps", 1, "--crop", 16, "--batch", 2,
                   "--val-pictures", 1, "--test-pictures", 1),
     }
@@ -126,14 +119,6 @@ def playing(settings):
     model.compile(keras.optimizers.SGD(1.0), keras.optimizers.SGD(1.0) if model.discriminator else None)
     train = split(settings.data, 1, 1, 0)[0]
     return model, NoisyPatches(train, 2, settings.crop // 2, settings.batch)[0]
-
-
-def trained(model):
-    return [[np.array(v) for v in part.trainable_variables] for part in (model.network, model.discriminator)]
-
-
-def changed(before, after):
-    return [bool((one != two).any()) for one, two in zip(before, after, strict=True)]
 
 
 def test_a_step_follows_both_gradients_of_the_equations(make):
@@ -215,8 +200,8 @@ def test_the_game_works_in_mixed_precision(make):
     assert all(np.isfinite(float(value)) for value in model.train_step(batch).values())
 
 
-def test_pretraining_has_one_network_and_no_noise(make, data):
-    settings = dataclasses.replace(PRESETS["pretrain-l1"][1], size="reduced", scale=2, data=(str(data),),
+def test_pretraining_has_one_network_and_no_noise(make, grain):
+    settings = dataclasses.replace(PRESETS["pretrain-l1"][1], size="reduced", scale=2, data=(str(grain),),
                                    crop=16, batch=4)
     model, ((lr, seeds), (hr,)) = playing(settings)
     assert model.discriminator is None
@@ -227,8 +212,8 @@ def test_pretraining_has_one_network_and_no_noise(make, data):
         {"l1": expected, "loss": expected}, rel=1e-5)
 
 
-def test_seeds_are_a_function_of_the_batch_s_number(make, data):
-    batches = [NoisyPatches(split((str(data),), 1, 1, 0)[0], 2, 12, 8, seed=seed)[number][0][1]
+def test_seeds_are_a_function_of_the_batch_s_number(make, grain):
+    batches = [NoisyPatches(split((str(grain),), 1, 1, 0)[0], 2, 12, 8, seed=seed)[number][0][1]
                for seed, number in ((0, 0), (0, 0), (0, 1), (1, 0))]
     assert batches[0].shape == (8, 2)
     assert batches[0].dtype == "int32"

@@ -27,6 +27,38 @@ def penalised(discriminator, pictures, wanted=True):
     return logits, tf.reduce_mean(gradient_penalty(tape.gradient(total, pictures)))
 
 
+class GANTrainer(keras.Model):
+    """A trainer of `network`, the generator, and `discriminator`, each with an optimiser of its own.
+
+    Args:
+        network: The generator.
+        discriminator: From pictures to logits (B, 1); None: there is none.
+        names: Of the values that `averaged` takes.
+    """
+
+    def __init__(self, network, discriminator, names, **kwargs):
+        super().__init__(**kwargs)
+        self.network, self.discriminator = network, discriminator
+        self.means = {name: keras.metrics.Mean(name=name) for name in names}
+        self.built = True  # nothing but the networks has weights
+
+    def compile(self, optimizer, discriminator_optimizer=None):
+        super().compile(optimizer=optimizer)
+        self.discriminator_optimizer = discriminator_optimizer
+        if discriminator_optimizer:
+            discriminator_optimizer.build(self.discriminator.trainable_variables)
+
+    @property
+    def metrics(self):
+        return list(self.means.values())
+
+    def averaged(self, values):
+        """Take the values of a step, a dict, into their means over the epoch, and return these."""
+        for name, value in values.items():
+            self.means[name].update_state(value)
+        return {name: self.means[name].result() for name in values}
+
+
 class GANValidation(PictureValidation):
     """PSNR and SSIM of held-out pictures, and the plots of an adversarial run.
 

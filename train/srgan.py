@@ -27,7 +27,7 @@ from evaluate import evaluate, table
 from losses import Fidelity, Perceptual, grid, relativistic, standard, total_variation
 from models import resolve
 from models.srgan import discriminator, generator, start_as_interpolation
-from train.gan import GANValidation, penalised
+from train.gan import GANTrainer, GANValidation, penalised
 from train.loop import PictureValidation, RunSettings, fit, take_weights, weights_of
 
 
@@ -140,7 +140,7 @@ PRESETS = {
 }
 
 
-class SRGANTrainer(keras.Model):
+class SRGANTrainer(GANTrainer):
     """Trains `network`, the generator, and `discriminator` on batches (lr, (hr,)).
 
     Until `playing`, on the pixels' loss alone.
@@ -157,23 +157,11 @@ class SRGANTrainer(keras.Model):
     """
 
     def __init__(self, network, discriminator, terms, game, adversarial, r1=0.0, frozen_norm=False, **kwargs):
-        super().__init__(**kwargs)
-        self.network, self.discriminator = network, discriminator
-        self.terms, self.game, self.adversarial, self.r1 = terms, game, adversarial, r1
-        self.playing, self.frozen_norm = False, frozen_norm
         names = ("loss", *terms, "adversarial", "discriminator", "r1", "accuracy", "generator_gradient",
                  "discriminator_gradient")
-        self.means = {name: keras.metrics.Mean(name=name) for name in names}
-        self.built = True  # nothing but the networks has weights
-
-    def compile(self, optimizer, discriminator_optimizer):
-        super().compile(optimizer=optimizer)
-        self.discriminator_optimizer = discriminator_optimizer
-        discriminator_optimizer.build(self.discriminator.trainable_variables)
-
-    @property
-    def metrics(self):
-        return list(self.means.values())
+        super().__init__(network, discriminator, names, **kwargs)
+        self.terms, self.game, self.adversarial, self.r1 = terms, game, adversarial, r1
+        self.playing, self.frozen_norm = False, frozen_norm
 
     def train_step(self, batch):
         lr, (hr,) = batch
@@ -208,10 +196,7 @@ class SRGANTrainer(keras.Model):
             shown["discriminator_gradient"] = tf.linalg.global_norm(other_gradients) / share
         shown["generator_gradient"] = tf.linalg.global_norm(gradients) / share  # of this device's pictures
         self.optimizer.apply(gradients, variables)
-
-        for name, value in shown.items():
-            self.means[name].update_state(value)
-        return {name: self.means[name].result() for name in shown}
+        return self.averaged(shown)
 
 
 class Phases(keras.callbacks.Callback):

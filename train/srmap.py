@@ -27,8 +27,8 @@ from datasets.patches import Patches, split
 from evaluate import evaluate, table
 from losses import Fidelity, energy_score, relativistic
 from models import resolve
-from models.srmap import SIZES, discriminator, generator
-from train.gan import GANValidation, TrainingSamples, penalised
+from models.srmap import CRITIC_WIDTHS, SIZES, crop_of, discriminator, generator
+from train.gan import GANTrainer, GANValidation, TrainingSamples, penalised
 from train.loop import PictureValidation, RunSettings, fit, run_folder, take_weights, weights_of
 
 
@@ -124,7 +124,7 @@ class NoisyPatches(Patches):
         return (lr, seeds.astype("int32")), targets
 
 
-class SRMAPTrainer(keras.Model):
+class SRMAPTrainer(GANTrainer):
     """Trains `network`, the generator, and `discriminator` on batches ((lr, seeds), (hr,)).
 
     Args:
@@ -136,25 +136,12 @@ class SRMAPTrainer(keras.Model):
     """
 
     def __init__(self, network, discriminator, weights, scale, parts=1, **kwargs):
-        super().__init__(**kwargs)
-        self.network, self.discriminator = network, discriminator
-        self.weight, self.parts = {key: value for key, value in weights.items() if value}, parts
-        self.fidelity = Fidelity(scale)
-        names = ["loss", *self.weight]
+        weights = {key: value for key, value in weights.items() if value}
+        names = ["loss", *weights]
         if discriminator:
             names += ["discriminator", "accuracy", "generator_gradient", "discriminator_gradient"]
-        self.means = {name: keras.metrics.Mean(name=name) for name in names}
-        self.built = True  # nothing but the networks has weights
-
-    def compile(self, optimizer, discriminator_optimizer=None):
-        super().compile(optimizer=optimizer)
-        self.discriminator_optimizer = discriminator_optimizer
-        if discriminator_optimizer:
-            discriminator_optimizer.build(self.discriminator.trainable_variables)
-
-    @property
-    def metrics(self):
-        return list(self.means.values())
+        super().__init__(network, discriminator, names, **kwargs)
+        self.weight, self.parts, self.fidelity = weights, parts, Fidelity(scale)
 
     def sample(self, lr, seed):
         """SR of a batch; seed (B,)."""
@@ -210,10 +197,7 @@ class SRMAPTrainer(keras.Model):
             }
             self.discriminator_optimizer.apply(other_gradients, self.discriminator.trainable_variables)
         self.optimizer.apply(gradients, self.network.trainable_variables)
-
-        for name, value in shown.items():
-            self.means[name].update_state(value)
-        return {name: self.means[name].result() for name in shown}
+        return self.averaged(shown)
 
     def _gradients(self, function, batch, network):
         """Loss, terms and gradients of a network, averaged over parts of the batch."""
@@ -271,7 +255,7 @@ def check(settings):
     if settings.batch % parts:
         raise InputError(f"batch: {settings.batch} does not divide into {parts} parts")
     if settings.adversarial:
-        needed = discriminator(**SIZES[settings.size][1]).input_shape[1]
+        needed = crop_of(SIZES[settings.size][1].get("widths", CRITIC_WIDTHS))
         if settings.crop != needed:
             raise InputError(f"crop: the {settings.size} discriminator takes {needed}, not {settings.crop}")
     elif settings.crop % settings.scale or settings.crop < 2 * settings.scale:

@@ -64,7 +64,8 @@ def evaluate(network, pairs, distances=None, samples=1, temperature=1.0, seed=0)
         distances and `seconds` a picture, `mpixel_per_second` (of HR), and
         `pictures`: a list of the same with `name`, and the same under `bicubic`. Networks
         with noise have also `lr_psnr_worst`, `lr_psnr_pooled` (the PSNR of the mean squared
-        error) and, where there are several samples and a distance, `diversity_score`.
+        error) and, where there are several samples and a distance, `diversity_score`, by the
+        first distance.
     """
     scale, drawn = resolve.scale_of(network), resolve.stochastic(network)
     methods = {
@@ -129,7 +130,7 @@ def table(result):
     return "\n".join(lines)
 
 
-def figure(network, pairs, size=96):
+def figure(network, pairs, temperature=1.0, seed=0, size=96):
     """Crops of LR, bicubic, SR and HR side by side, up to eight pictures: a matplotlib figure."""
     import matplotlib.pyplot as plt
 
@@ -137,7 +138,7 @@ def figure(network, pairs, size=96):
     pairs = pairs[:8]
     sheet, axes = plt.subplots(len(pairs), 4, figsize=(10, 2.6 * len(pairs)), squeeze=False)
     for row, (name, lr, hr) in zip(axes, pairs, strict=True):
-        sr = to_uint8(resolve.resolve(network, lr))
+        sr = to_uint8(resolve.resolve(network, lr, temperature, seed))
         bicubic = imresize(lr, scale)
         crop = min(size, *hr.shape[:2]) // scale
         top, left = busiest(lr, crop)
@@ -320,10 +321,10 @@ def main(
     if figure_file and Path(figure_file).suffix not in (".png", ".jpg", ".pdf", ".svg"):
         raise InputError(f"--figure: {figure_file} must end in .png, .jpg, .pdf or .svg")
     distances = {}
+    if lpips:  # first: the diversity score is by it, where there are both
+        distances["lpips"] = LPIPS(lpips)
     if squeezenet:
         distances["squeezenet_distance"] = SqueezeNetDistance(squeezenet)
-    if lpips:
-        distances["lpips"] = LPIPS(lpips)
     network = resolve.load_blended(model, precision, blend, blend_with)
     scale, size = resolve.scale_of(network), resolve.lr_size(network)
     if size:
@@ -349,9 +350,18 @@ def main(
         result = evaluate(network, pairs, distances, samples, temperature, seed)
         print(table(result))
         if figure_file:
-            figure(network, pairs).savefig(figure_file, dpi=110)
+            figure(network, pairs, temperature, seed).savefig(figure_file, dpi=110)
     if json_file:
-        Path(json_file).write_text(json.dumps(result, indent=1))
+        Path(json_file).write_text(json.dumps(_finite(result), indent=1))
+
+
+def _finite(result):
+    """The result with None for what is not finite, such as the PSNR of equal pictures: JSON has none."""
+    if isinstance(result, dict):
+        return {key: _finite(value) for key, value in result.items()}
+    if isinstance(result, list):
+        return [_finite(value) for value in result]
+    return None if isinstance(result, float) and not np.isfinite(result) else result
 
 
 if __name__ == "__main__":

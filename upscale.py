@@ -79,7 +79,10 @@ def stochasticity_map(samples):
     The largest hundredth is white. Source: the report "Explicit MAP Optimization for
     Photo-Realistic Super Resolution", figure 3.
     """
-    deviation = np.stack(samples).std(0, dtype="float32").mean(-1, keepdims=True)
+    # In bands of rows: floats of all samples of a large picture at once would not fit in memory.
+    bands = zip(*(np.array_split(sample, -(-len(sample) // 64)) for sample in samples), strict=True)
+    deviation = np.concatenate([np.stack(band).std(0, dtype="float32").mean(-1, keepdims=True)
+                                for band in bands])
     return to_uint8(np.clip(deviation / max(np.quantile(deviation, 0.99), 1e-9), 0, 1))
 
 
@@ -138,7 +141,6 @@ def main(
     sampler, overlap = (Sampler(network), None) if size else (None, resolve.reach(network))
     failed = 0
     for number, (source, destination) in enumerate(jobs, start=1):
-        start = time.perf_counter()
         try:
             picture = read_picture(source)
         except InputError as error:
@@ -160,6 +162,7 @@ def main(
         with tqdm(total=samples * height * width, desc=f"[{number}/{len(jobs)}] {source.name}", unit="px",
                   unit_scale=True, disable=not sys.stderr.isatty()) as bar:
             for k in range(samples):
+                start = time.perf_counter()
                 result = upscale(network, picture, tile, bar.update, overlap, temperature, seed + k)
                 path = destination.with_stem(f"{destination.stem}_{k + 1}") if samples > 1 else destination
                 write_picture(path, result)

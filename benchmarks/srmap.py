@@ -4,9 +4,9 @@
 
 The step is the game's with R1 (`train/srmap.py reported --size reduced`): a batch is split
 between the networks, each gets its gradients, each its Adam. Inference is the generator
-alone, full and reduced, noise included as each library draws it: ours is a function of the
-place, PyTorch's comes from its generator. All engines take turns. Memory is the peak of a
-process of its own, over what it had before the first call.
+alone, full and reduced, with noise and without: ours is a function of the place, PyTorch's
+comes from its generator, on one core. All engines take turns. Memory is the peak of a process
+of its own, compiling included, over what it had before the first call.
 """
 
 from commands import command  # first: it quietens TensorFlow
@@ -20,6 +20,7 @@ import resource
 import keras
 import numpy as np
 import torch
+import torch._inductor.config
 from common import (
     flop,
     interleaved,
@@ -34,8 +35,10 @@ from common import (
 from torch.nn import functional as F
 from torch_lapsrn import to_torch
 from torch_srmap import Discriminator, Generator, check
+from train_srgan import agree
 
 from datasets.degradations import resize_matrix
+from layers import NoiseInjection
 from models import resolve
 from models.srmap import SIZES, generator
 from train.srmap import REPORTED, trainer
@@ -58,8 +61,15 @@ def placed(lr, temperature=1.0):
             np.zeros((count, 2), "int32")]
 
 
-def torch_copy(kind, network, size):
-    return kind.from_keras(network, *SIZES[size][kind is Discriminator].values())
+def torch_copy(kind, network, size, **arguments):
+    return kind.from_keras(network, **SIZES[size][kind is Discriminator], **arguments)
+
+
+def silence(network):
+    """Scales of zero: the noise is drawn, but the engines' losses can be compared."""
+    for layer in network.layers:
+        if isinstance(layer, NoiseInjection):
+            layer.scale.assign(np.zeros(layer.scale.shape))
 
 
 class TorchStep:
@@ -131,6 +141,7 @@ def measure_step(settings, rounds):
     """The rows of the step, and the machine's best rates at that time."""
     batch = fixed_batch(settings)
     model = keras_trainer(trainer, settings, "float32")
+    silence(model.network)
     differences = [
         check(model.network, torch_copy(Generator, model.network, settings.size), placed(batch[0][0], 0.0)),
         check(model.discriminator, torch_copy(Discriminator, model.discriminator, settings.size),
@@ -140,7 +151,9 @@ def measure_step(settings, rounds):
     torch._dynamo.reset()
 
     def our_step(precision):
-        return keras_step(keras_trainer(trainer, settings, precision), batch, ["loss", "discriminator"])
+        ours = keras_trainer(trainer, settings, precision)
+        silence(ours.network)
+        return keras_step(ours, batch, ["loss", "discriminator"])
 
     engines = {
         "keras float32": our_step("float32"),
@@ -153,8 +166,7 @@ def measure_step(settings, rounds):
     }
     first = {name: [step() for _ in range(FIRST)] for name, step in engines.items()}
     for name, losses in first.items():
-        # Each engine draws noise of its own.
-        if not np.allclose(losses, first["keras float32"], rtol=2e-2):
+        if not agree(name, losses, first["keras float32"]):
             raise SystemExit(f"{name}: the first losses are {losses}, not {first['keras float32']}: "
                              "nothing to compare")
     seconds = interleaved(engines, rounds)
@@ -168,29 +180,26 @@ def measure_step(settings, rounds):
     return [{**row, "first_losses": first[row["engine"]]} for row in rows], peak
 
 
-def networks_of(size):
-    """Our generator with random weights and noise, and LR for it."""
-    keras.utils.set_random_seed(0)
-    network = generator(4, **SIZES[size][0])
-    randomise(network)
-    return network
-
-
-def inference_engines(size, width, height, chosen=None):
+def inference_engines(size, noise, width, height, chosen=None):
     """Dict of name -> function that draws SR of one LR picture."""
-    network = networks_of(size)
+    keras.utils.set_random_seed(0)
+    network = generator(4, **SIZES[size][0], noise=noise)
+    randomise(network)
     lr = np.random.default_rng(0).random((1, height, width, 3), "float32")
-    inputs = placed(lr)
+    inputs = placed(lr) if noise else lr
 
-    def torch_engine(channels_last=False, compiled=False):
-        model = torch_copy(Generator, network, size).eval().requires_grad_(False)
+    def torch_engine(channels_last=False, compiled=False, frozen=False, autocast=False):
+        model = torch_copy(Generator, network, size, noise=noise).eval().requires_grad_(False)
         if channels_last:
             model = model.to(memory_format=torch.channels_last)
         picture = to_torch(lr, channels_last)
         call = torch.compile(model, dynamic=False) if compiled else model
+        # Freezing refuses inference_mode's tensors.
+        context = torch.no_grad if frozen else torch.inference_mode
 
         def draw():
-            with torch.inference_mode():
+            with (torch._inductor.config.patch(freezing=frozen), context(),
+                  torch.autocast("cpu", torch.bfloat16, enabled=autocast)):
                 return call(picture).numpy()
 
         return draw
@@ -206,39 +215,44 @@ def inference_engines(size, width, height, chosen=None):
         "torch eager channels_last": lambda: torch_engine(channels_last=True),
         "torch compiled": lambda: torch_engine(compiled=True),
         "torch compiled channels_last": lambda: torch_engine(channels_last=True, compiled=True),
+        "torch compiled frozen": lambda: torch_engine(compiled=True, frozen=True),
+        "torch compiled frozen bfloat16": lambda: torch_engine(compiled=True, frozen=True, autocast=True),
     }
     if chosen is None:
-        difference = check(network, torch_copy(Generator, network, size), placed(lr[:, :32, :32], 0.0))
+        small = lr[:, :32, :32]
+        difference = check(network, torch_copy(Generator, network, size, noise=noise),
+                           placed(small, 0.0) if noise else small)
         print(f"{size}: outputs agree to {difference:.1e}")
     return {name: make() for name, make in makers.items() if chosen in (None, name)}
 
 
-def peak_memory(size, width, height, engine):
+def peak_memory(size, noise, width, height, engine):
     """MiB that an engine needs at most for two pictures, over what the process had before."""
-    (draw,) = inference_engines(size, width, height, engine).values()
+    (draw,) = inference_engines(size, noise, width, height, engine).values()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     for _ in range(2):
         draw()
     return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
 
 
-def measure_inference(size, width, height, rounds):
+def measure_inference(size, noise, width, height, rounds):
     torch._dynamo.reset()
-    engines, peaks = inference_engines(size, width, height), peak_functions()
+    engines, peaks = inference_engines(size, noise, width, height), peak_functions()
     seconds = interleaved({**engines, **{name: function for name, (function, _) in peaks.items()}}, rounds)
     peak = {name: work / seconds[name]["min"] / 1e9 for name, (_, work) in peaks.items()}
     work = flop(generator(4, noise=False, **SIZES[size][0]), height, width)
-    best = min(s["median"] for name, s in seconds.items() if "torch" in name)
+    best = min(s["median"] for name, s in seconds.items() if "torch" in name and "bfloat16" not in name)
     rows = []
     for name in engines:
         median = seconds[name]["median"]
         rate = work / median / 1e9
         # A process of its own for each: what a network needs at most does not go down again.
         with multiprocessing.get_context("spawn").Pool(1) as pool:
-            memory = pool.apply(peak_memory, (size, width, height, name))
+            memory = pool.apply(peak_memory, (size, noise, width, height, name))
         rows.append({
-            "size": size, "engine": name, "seconds": median, "seconds_min": seconds[name]["min"],
-            "over_best_torch": best / median, "peak_mib": memory, "gflop_per_second": rate,
+            "size": size, "noise": noise, "engine": name,
+            "seconds": median, "seconds_min": seconds[name]["min"],
+            "over_best_torch_float32": best / median, "peak_mib": memory, "gflop_per_second": rate,
             "of_peak_conv": rate / peak[f"conv {'bfloat16' if 'bfloat16' in name else 'float32'}"],
         })
     return rows, peak
@@ -261,18 +275,20 @@ def main(
         json: Name of the result file in benchmarks/results.
     """
     settings = dataclasses.replace(REPORTED, size="reduced", crop=96, batch=batch, ema=0.0)
-    steps, peaks = [], {}
+    inference, peaks = [], {}
     steps, peaks["step"] = measure_step(settings, rounds)
-    inference = []
     for size, part in (("reduced", 1), ("full", 2)):
-        more, peaks[size] = measure_inference(size, width // part, height // part, rounds)
-        inference += more
+        for noise in (True, False):
+            more, peaks[f"{size} {'with' if noise else 'without'} noise"] = measure_inference(
+                size, noise, width // part, height // part, rounds)
+            inference += more
     print(table(steps, {"engine": "", "step_seconds": ".3f", "pictures_per_second": ".1f",
                         "over_best_torch_float32": ".2f", "over_keras_float32": ".2f",
                         "gflop_per_second": ".0f", "of_peak_conv": ".0%"}))
-    print(table(inference, {"size": "", "engine": "", "seconds": ".3f", "over_best_torch": ".2f",
+    print(table(inference, {"size": "", "noise": "", "engine": "", "seconds": ".3f",
+                            "over_best_torch_float32": ".2f",
                             "peak_mib": ".0f", "gflop_per_second": ".0f", "of_peak_conv": ".0%"}))
-    save(json, steps, inference=inference, goal="keras float32 over_best_torch >= 1", batch=batch,
+    save(json, steps, inference=inference, goal="keras float32 over_best_torch_float32 >= 1", batch=batch,
          peak_gflop_per_second=peaks, lr_size=[width, height], torch_threads=torch.get_num_threads())
 
 

@@ -41,8 +41,9 @@ class Network(nn.Module):
         self.register_buffer("binomial", torch.outer(row, row).expand(1, 1, 3, 3).contiguous())
 
     def add(self, name, inputs, outputs, kernel_size=3, act=""):
+        # Without anything to pad, "reflect" would still copy the input.
         self.convs[name] = nn.Conv2d(inputs, outputs, kernel_size, padding=kernel_size // 2,
-                                     padding_mode="reflect", bias=False)
+                                     padding_mode="reflect" if kernel_size > 1 else "zeros", bias=False)
         if act:
             self.acts[act] = Activation(outputs, self.noise)
 
@@ -53,8 +54,8 @@ class Network(nn.Module):
 
     @classmethod
     @torch.no_grad()
-    def from_keras(cls, network, *arguments):
-        model = cls(*arguments)
+    def from_keras(cls, network, **arguments):
+        model = cls(**arguments)
         for name, module in model.convs.items():
             kernel = np.asarray(network.get_layer(name).kernel)
             # Keras keeps the channels around a pixel shuffle as (sub-pixel, filter), PyTorch as
@@ -169,8 +170,8 @@ class Discriminator(Network):
 
     @classmethod
     @torch.no_grad()
-    def from_keras(cls, network, *arguments):
-        model = super().from_keras(network, *arguments)
+    def from_keras(cls, network, **arguments):
+        model = super().from_keras(network, **arguments)
         for name, linear in (("features", model.features), ("logits", model.logits)):
             kernel, *bias = network.get_layer(name).get_weights()
             linear.weight.copy_(torch.from_numpy(np.ascontiguousarray(kernel.T)))

@@ -37,6 +37,8 @@ class NoiseInjection(keras.layers.Layer):
         stream: Tells the layers of a network apart: their noise is independent.
         factor: x's size over that of the picture in whose pixels `origin` counts.
         initial: Every scale at the start.
+        cell: 1: pixels are independent. A larger number: noise is drawn for places so many
+            pixels apart, and interpolated between them, with the same variance everywhere.
 
     Example:
         >>> x, seed, temperature, origin = zeros((2, 8, 8, 4)), array([1, 2]), ones(2), zeros((2, 2), "int32")
@@ -47,9 +49,9 @@ class NoiseInjection(keras.layers.Layer):
     Networks", CVPR 2019, section 2.
     """
 
-    def __init__(self, stream=0, factor=1, initial=0.0, **kwargs):
+    def __init__(self, stream=0, factor=1, initial=0.0, cell=1, **kwargs):
         super().__init__(**kwargs)
-        self.stream, self.factor, self.initial = stream, factor, initial
+        self.stream, self.factor, self.initial, self.cell = stream, factor, initial, cell
 
     def build(self, input_shape):
         channels = input_shape[0][-1]
@@ -66,9 +68,25 @@ class NoiseInjection(keras.layers.Layer):
 
     def noise(self, size, seed, origin):
         """The noise of (height, width) pixels: (B, height, width, C) float32."""
+        origin = origin * self.factor
+        if self.cell == 1:
+            return self._drawn(size, seed, origin)
+        first, inside = origin // self.cell, origin % self.cell
+        places = [n // self.cell + 3 for n in size]
+        noise = self._drawn(places, seed, first)
+        # Each place's weight in each pixel of a column, and then of a row.
+        for axis, pattern in enumerate(("byk,bkxc->byxc", "bxk,bykc->byxc")):
+            at = (inside[:, axis, None] + ops.arange(size[axis], dtype="int32"))[..., None]
+            distance = ops.abs(at - self.cell * ops.arange(places[axis], dtype="int32"))
+            weights = ops.cast(ops.maximum(self.cell - distance, 0), "float32")
+            weights = weights / ops.sqrt(ops.sum(weights**2, -1, keepdims=True))
+            noise = ops.einsum(pattern, weights, noise)
+        return noise
+
+    def _drawn(self, size, seed, origin):
         bits = _mixed(seed)[:, None, None]
         for axis, factor in enumerate((0x27D4EB2F, 0x165667B1)):
-            position = origin[:, axis, None] * self.factor + ops.arange(size[axis], dtype="int32")
+            position = origin[:, axis, None] + ops.arange(size[axis], dtype="int32")
             position = position[:, None] if axis else position[:, :, None]
             bits = _mixed(ops.bitwise_xor(bits, position * _int32(factor)))
         bits = ops.bitwise_xor(bits[..., None], self._channels) * _int32(0x85EBCA6B)
@@ -78,4 +96,5 @@ class NoiseInjection(keras.layers.Layer):
         return input_shape[0]
 
     def get_config(self):
-        return {**super().get_config(), "stream": self.stream, "factor": self.factor, "initial": self.initial}
+        return {**super().get_config(), "stream": self.stream, "factor": self.factor, "initial": self.initial,
+                "cell": self.cell}

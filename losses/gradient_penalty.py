@@ -19,4 +19,4 @@ def gradient_penalty(gradient):
     Source: Mescheder, Geiger and Nowozin, "Which Training Methods for GANs do actually
     Converge?", ICML 2018, equation 9.
     """
-    return 0.5 * ops.sum(ops.square(ops.cast(gradient, "float32")), axis=(1, 2, 3))
+    return 0.5 * ops.sum(ops.square(gradient), axis=(1, 2, 3))

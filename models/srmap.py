@@ -35,7 +35,7 @@ SIZES = {
 
 
 def generator(scale=4, stem=256, widths=(512, 256, 128), blocks=(16, 16, 16, 16), compression=4, noise=True,
-              initial_noise=0.0, consistent=False, name=None):
+              initial_noise=0.0, noise_cells=(1,), consistent=False, name=None):
     """Build the generator: LR (B, H, W, 3) in [0, 1] -> SR (B, sH, sW, 3).
 
     With noise it takes a list of four inputs: `lr`, `seed` (B,) int32, `temperature`
@@ -51,6 +51,8 @@ def generator(scale=4, stem=256, widths=(512, 256, 128), blocks=(16, 16, 16, 16)
         compression: A block's width over that of its bottleneck.
         noise: Whether features get noise; without, LR is the only input.
         initial_noise: What the learned scales of the noise start from.
+        noise_cells: How many pixels apart the noise of the features at LR's size is drawn, taken
+            in turn by one layer after another.
         consistent: Project SR onto the pictures that MATLAB's bicubic shrinks to LR, once in
             training, and twelve times in turn with clipping when it is used.
         name: The network's name.
@@ -71,7 +73,8 @@ def generator(scale=4, stem=256, widths=(512, 256, 128), blocks=(16, 16, 16, 16)
     def activate(x, name, factor=1):
         nonlocal stream
         if noise:
-            x = NoiseInjection(stream, factor, initial_noise, name=f"{name}_noise")([x, *extra])
+            cell = noise_cells[stream % len(noise_cells)] if factor == 1 else 1
+            x = NoiseInjection(stream, factor, initial_noise, cell, name=f"{name}_noise")([x, *extra])
             stream += 1
         return BiasedSiLU(name=f"{name}_act")(x)
 

@@ -139,12 +139,26 @@ def test_exact_pictures_have_an_infinite_mean_and_a_finite_pooled_psnr():
 
 def test_the_table_has_a_column_for_all_of_it(call, network, folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(evaluate, "SqueezeNetDistance", lambda path: Distance())
+    write_picture(folder / "c.png", np.zeros((24, 24, 3), "uint8"))  # exact: JSON has no infinity
     call(evaluate.main, network, "--data", folder, "--samples", 2, "--squeezenet", "some.h5",
          "--json", tmp_path / "result.json")
     header = capsys.readouterr().out.splitlines()[0].split()
     assert header == ["picture", "PSNR-Y", "SSIM-Y", "PSNR-RGB", "LR-PSNR", "worst", "pooled", "colour",
                       "Squeeze*", "S", "MP/s"]
-    assert len(json.loads((tmp_path / "result.json").read_text())["pictures"]) == 2
+    text = (tmp_path / "result.json").read_text()
+    pictures = json.loads(text, parse_constant=pytest.fail)["pictures"]
+    assert [row["bicubic"]["psnr_y"] is None for row in pictures] == [False, False, True]
+
+
+def test_the_drawing_is_of_the_sample_asked_for(network, folder):
+    loaded = resolve.load(network)
+    name, lr, hr = next(iter(degraded(evaluate.load(str(folder), "test"), 2, "bicubic")))
+    for temperature, seed in ((1.0, 5), (0.5, 6)):
+        sheet = evaluate.figure(loaded, [(name, lr, hr)], temperature, seed)
+        drawn = np.asarray(sheet.axes[2].images[0].get_array())
+        sr = to_uint8(resolve.resolve(loaded, lr, temperature, seed))
+        windows = np.lib.stride_tricks.sliding_window_view(sr, drawn.shape)
+        assert (windows == drawn).all((-3, -2, -1)).any()
 
 
 def test_diversity_score_by_hand():

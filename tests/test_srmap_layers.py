@@ -179,17 +179,34 @@ def test_noise_is_normal_and_independent():
         assert correlation(noise[0] ** 2, other**2) < bound, number
 
 
-def test_noise_belongs_to_seed_and_place(rng):
-    layer = NoiseInjection(initial=1.0)
+@pytest.mark.parametrize("cell", [1, 4, 5])
+def test_noise_belongs_to_seed_and_place(rng, cell):
+    layer = NoiseInjection(initial=1.0, cell=cell)
     x = np.zeros((2, 20, 30, 3), "float32")
     whole = np.asarray(layer([x, *place(2, (5, 9))]))
     np.testing.assert_array_equal(layer([x, *place(2, (5, 9))]), whole)
     np.testing.assert_array_equal(layer([x, *place(2, (9, 5))]), whole[::-1])
-    tile = layer([x[:, :7, :8], *place(2, (5, 9), origin=(11, 13))])
-    np.testing.assert_array_equal(tile, whole[:, 11:18, 13:21])
-    double = NoiseInjection(factor=2, initial=1.0)  # on a map of twice the size, the origin counts twice
+    assert np.abs(whole[0] - whole[1]).mean() > 0.5
+    for top in range(10, 14):
+        for height in range(1, 7):
+            tile = layer([x[:, :height, :8], *place(2, (5, 9), origin=(top, 13))])
+            np.testing.assert_allclose(tile, whole[:, top : top + height, 13:21], atol=1e-6)
+    # On a map of twice the size, the origin counts twice.
+    double = NoiseInjection(factor=2, initial=1.0, cell=cell)
     whole = np.asarray(double([x, *place(2)]))
-    np.testing.assert_array_equal(double([x[:, :4, :4], *place(2, origin=(3, 5))]), whole[:, 6:10, 10:14])
+    tile = double([x[:, :4, :4], *place(2, origin=(3, 5))])
+    np.testing.assert_allclose(tile, whole[:, 6:10, 10:14], atol=1e-6)
+
+
+def test_noise_of_a_cell_is_interpolated():
+    x = np.zeros((64, 40, 40, 8), "float32")
+    noise = np.asarray(NoiseInjection(initial=1.0, cell=4)([x, *place(64)]))
+    np.testing.assert_allclose(noise.std((0, 3)), 1, atol=0.2)  # everywhere
+    assert kstest(noise[:, ::8, ::8].ravel(), "norm").pvalue > 1e-3
+    places = np.asarray(NoiseInjection(initial=1.0)([x, *place(64)]))[:, :11, :11]
+    np.testing.assert_allclose(noise[:, ::4, ::4], places[:, :10, :10], atol=1e-6)
+    between = (places[:, :10, :10] + 3 * places[:, :10, 1:]) / np.sqrt(10)
+    np.testing.assert_allclose(noise[:, ::4, 3::4], between, atol=1e-6)
 
 
 def test_noise_is_scaled_by_channel_and_temperature(rng):

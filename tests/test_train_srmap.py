@@ -15,17 +15,17 @@ import train.srmap as script
 from datasets.errors import InputError
 from datasets.patches import split
 from datasets.pictures import read_picture
-from losses import Fidelity, energy_score, relativistic
+from losses import Fidelity, energy_score, relativistic, texture
 from models import resolve
 from models.srmap import SIZES, generator
 from train.loop import RunSettings
-from train.srmap import PRESETS, NoisyPatches, Settings, main, trainer
+from train.srmap import OBJECTIVES, PRESETS, NoisyPatches, Settings, main, trainer
 
 REDUCED = SIZES["reduced"]
 TINY = ({"stem": 8, "widths": (16, 8, 8), "blocks": (1, 1)},
         {"stem": 4, "widths": (4, 8, 8), "blocks": (1, 2, 1)})
-GAME = {"l1": 3.0, "energy": 20.0, "fidelity": 10.0, "initial_noise": 0.2, "r1": 0.1, "r2": 0.2, "ema": 0.9}
-TERMS = ("l1", "energy", "fidelity", "adversarial")
+GAME = {"l1": 3.0, "energy": 20.0, "texture": 9.0, "fidelity": 10.0, "initial_noise": 0.2,
+        "r1": 0.1, "r2": 0.2, "ema": 0.9}
 pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config:UserWarning")  # run eagerly
 SMALL = f"""
 import os, signal
@@ -141,10 +141,11 @@ def test_a_step_follows_both_gradients_of_the_equations(make):
         expected = {
             "l1": tf.reduce_mean(tf.abs(hr[::2] - one)),
             "energy": tf.reduce_mean(energy_score(hr[::2], one, other)),
+            "texture": tf.reduce_mean(energy_score(*map(texture, (hr[::2], one, other)))),
             "fidelity": tf.reduce_mean(Fidelity(2)(lr[::2], one)),
             "adversarial": tf.reduce_mean(relativistic(critic(hr[::2]), critic(one))[0]),
         }
-        loss = sum(w * term for w, term in zip((3, 20, 10, 0.7), expected.values(), strict=True))
+        loss = sum(w * term for w, term in zip((3, 20, 9, 10, 0.7), expected.values(), strict=True))
         real, fake = critic(hr[1::2]), critic(fixed)
         expected |= {"discriminator": tf.reduce_mean(relativistic(real, fake)[1]),
                      "r1": penalty(tf.constant(hr[1::2])), "r2": penalty(fixed)}
@@ -162,9 +163,10 @@ def test_a_step_follows_both_gradients_of_the_equations(make):
             np.testing.assert_allclose(one - two, gradient, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("term", TERMS)
+@pytest.mark.parametrize("term", OBJECTIVES)
 def test_every_term_alone_trains_the_whole_generator(make, term):
-    model, batch = playing(make(**{**GAME, **dict.fromkeys(TERMS, 0.0), "adversarial": 1e-30, term: 1.0}))
+    alone = {**dict.fromkeys(OBJECTIVES, 0.0), "adversarial": 1e-30, term: 1.0}
+    model, batch = playing(make(**{**GAME, **alone}))
     old, _ = trained(model)
     shown = model.train_step(batch)
     assert float(shown["loss"]) == pytest.approx(float(shown[term]))
@@ -184,14 +186,19 @@ def test_penalties_train_the_discriminator_alone(make, penalty):
 
 
 def test_parts_of_a_batch_make_the_same_step(make):
+    """And so does XLA."""
     results = []
-    for parts in (1, 2):
+    for parts, compiled in ((1, False), (2, False), (2, True)):
         model, batch = playing(make(**GAME, accumulate=parts))
-        shown = model.train_step(batch)
+        tf.config.run_functions_eagerly(not compiled)
+        step = tf.function(model.train_step, jit_compile=True)
+        shown = step(tf.nest.map_structure(tf.constant, batch))
+        tf.config.run_functions_eagerly(True)
         generator, judge = trained(model)
         results.append([*generator, *judge, *(float(shown[key]) for key in sorted(shown))])
-    for one, two in zip(*results, strict=True):
-        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-5)
+    for values in zip(*results, strict=True):
+        for value in values[1:]:
+            np.testing.assert_allclose(value, values[0], rtol=1e-4, atol=1e-5)
 
 
 def test_the_game_works_in_mixed_precision(make):
@@ -206,10 +213,11 @@ def test_pretraining_has_one_network_and_no_noise(make, grain):
     model, ((lr, seeds), (hr,)) = playing(settings)
     assert model.discriminator is None
     assert len(model.network.inputs) == 1
-    expected = np.abs(hr - model.network(lr)).mean()
+    sr = model.network(lr)
+    expected = np.abs(hr - sr).mean()
     shown = model.train_step(((lr, seeds), (hr,)))
     assert {key: float(value) for key, value in shown.items()} == pytest.approx(
-        {"l1": expected, "loss": expected}, rel=1e-5)
+        {"l1": expected, "loss": expected, "fidelity": np.mean(Fidelity(2)(lr, sr))}, rel=1e-5)
 
 
 def test_seeds_are_a_function_of_the_batch_s_number(make, grain):
@@ -289,7 +297,10 @@ def test_the_game_starts_from_the_pretrained_generator(make, tmp_path, randomize
     ({"crop": 32}, "crop: the reduced discriminator takes 24, not 32"),
     ({"crop": 15, "adversarial": 0.0}, "crop: 15 is no multiple of the scale, 2"),
     ({"crop": 8, "adversarial": 0.0, "consistent": True}, "crop: must be at least 16 to be consistent"),
-    ({"energy": 1.0, "noise": False}, "energy: needs noise"),
+    ({"energy": 1.0, "noise": False}, "energy, texture: need noise"),
+    (dict.fromkeys(OBJECTIVES, 0.0), "adversarial: one must have a weight"),
+    ({"crop": 8, "adversarial": 0.0, "texture": 1.0}, "crop: must be at least 9 for texture, not 8"),
+    ({"noise_cells": (1, 0)}, r"noise_cells: must be at least 1, not \(1, 0\)"),
     ({"start": "none.keras"}, r"none\.keras: no such model file"),
 ])
 def test_wrong_settings_are_one_line_errors(make, tmp_path, changes, message):

@@ -25,7 +25,7 @@ from datasets.degradations import degraded
 from datasets.errors import InputError
 from datasets.patches import Patches, split
 from evaluate import evaluate, table
-from losses import Fidelity, energy_score, relativistic
+from losses import Fidelity, energy_score, relativistic, texture
 from models import resolve
 from models.srmap import CRITIC_WIDTHS, SIZES, crop_of, discriminator, generator
 from train.gan import GANTrainer, GANValidation, TrainingSamples, penalised
@@ -60,6 +60,8 @@ class Settings:
     """Noise in every block of the generator."""
     initial_noise: float = 0.0
     """What the noise's learned scales start from."""
+    noise_cells: tuple[int, ...] = (1,)
+    """How many pixels apart the noise at LR's size is drawn, taken in turn by the layers."""
     consistent: bool = False
     """Project SR onto the pictures that shrink to LR."""
 
@@ -68,6 +70,8 @@ class Settings:
     """Weight of |HR - SR|."""
     energy: float = 0.0
     """Weight of the energy score of two samples, which wants them as far apart as from the truth."""
+    texture: float = 0.0
+    """Weight of the same score of how strong the texture is around a place."""
     fidelity: float = 2550.0
     """Weight alpha of |LR - shrunk SR|: the report's 10 is for 0..255."""
     adversarial: float = 1.0
@@ -101,10 +105,13 @@ class Settings:
     run: RunSettings = dataclasses.field(default_factory=RunSettings)
 
 
+OBJECTIVES = ("l1", "energy", "texture", "fidelity", "adversarial")  # of the generator
+
 REPORTED = Settings()
 PRETRAIN = Settings(noise=False, l1=1.0, fidelity=0.0, adversarial=0.0, batch=16, learning_rate=1e-4,
                     beta_2=0.999, ema=0.0, sample_every=0)
-IMPROVED = Settings(initial_noise=0.1, consistent=True, energy=500.0, fidelity=0.0, r2=1.54e-4)
+IMPROVED = Settings(initial_noise=0.1, noise_cells=(1, 4), consistent=True, energy=500.0, texture=500.0,
+                    fidelity=0.0, r1=0.1, r2=0.1)
 PRESETS = {
     "pretrain-l1": ("The generator on L1, from which the game starts.", PRETRAIN),
     "reported": ("The report's game.", REPORTED),
@@ -130,14 +137,15 @@ class SRMAPTrainer(GANTrainer):
     Args:
         network: The generator.
         discriminator: From pictures to logits (B, 1); None trains the generator alone.
-        weights: Dict of the weights of "l1", "energy", "fidelity", "adversarial", "r1" and "r2".
+        weights: Dict of the weights of "l1", "energy", "texture", "fidelity",
+            "adversarial", "r1" and "r2".
         scale: HR's size over LR's.
         parts: How many parts the gradients are computed in.
     """
 
     def __init__(self, network, discriminator, weights, scale, parts=1, **kwargs):
         weights = {key: value for key, value in weights.items() if value}
-        names = ["loss", *weights]
+        names = ["loss", "fidelity", *weights]
         if discriminator:
             names += ["discriminator", "accuracy", "generator_gradient", "discriminator_gradient"]
         super().__init__(network, discriminator, names, **kwargs)
@@ -145,25 +153,27 @@ class SRMAPTrainer(GANTrainer):
 
     def sample(self, lr, seed):
         """SR of a batch; seed (B,)."""
-        if len(self.network.inputs) == 1:
+        if not resolve.stochastic(self.network):
             return self.network(lr, training=True)
-        temperature, origin = tf.ones_like(seed, tf.float32), tf.zeros_like(seed)[:, None] * [[0, 0]]
+        temperature, origin = tf.ones_like(seed, tf.float32), tf.zeros((tf.shape(seed)[0], 2), tf.int32)
         return self.network([lr, seed, temperature, origin], training=True)
 
     def generator_loss(self, lr, seeds, hr):
         """Equation 6: (loss, dict of its terms)."""
         sr = self.sample(lr, seeds[:, 0])
-        shown = {}
+        shown = {"fidelity": tf.reduce_mean(self.fidelity.call(lr, sr))}  # shown, wanted or not
         if "l1" in self.weight:
             shown["l1"] = tf.reduce_mean(tf.abs(hr - sr))
-        if "energy" in self.weight:
-            shown["energy"] = tf.reduce_mean(energy_score(hr, sr, self.sample(lr, seeds[:, 1])))
-        if "fidelity" in self.weight:
-            shown["fidelity"] = tf.reduce_mean(self.fidelity.call(lr, sr))
+        if self.weight.keys() & {"energy", "texture"}:
+            pictures = hr, sr, self.sample(lr, seeds[:, 1])
+            if "energy" in self.weight:
+                shown["energy"] = tf.reduce_mean(energy_score(*pictures))
+            if "texture" in self.weight:
+                shown["texture"] = tf.reduce_mean(energy_score(*map(texture, pictures)))
         if "adversarial" in self.weight:
             real, fake = self.discriminator(hr, training=True), self.discriminator(sr, training=True)
             shown["adversarial"] = tf.reduce_mean(relativistic(real, fake)[0])
-        return sum(self.weight[name] * value for name, value in shown.items()), shown
+        return sum(self.weight.get(name, 0) * value for name, value in shown.items()), shown
 
     def discriminator_loss(self, lr, seeds, hr):
         """Equation 7, with a penalty on SR too: (loss, dict of its terms)."""
@@ -221,11 +231,11 @@ def trainer(settings):
     """The compiled trainer that the settings describe."""
     for_generator, for_discriminator = SIZES[settings.size]
     network = generator(settings.scale, **for_generator, noise=settings.noise,
-                        initial_noise=settings.initial_noise, consistent=settings.consistent)
+                        initial_noise=settings.initial_noise, noise_cells=settings.noise_cells,
+                        consistent=settings.consistent)
     if settings.start:
         take_weights(network, weights_of(resolve.load(settings.start)))
-    weights = {key: getattr(settings, key)
-               for key in ("l1", "energy", "fidelity", "adversarial", "r1", "r2")}
+    weights = {key: getattr(settings, key) for key in (*OBJECTIVES, "r1", "r2")}
     if not settings.adversarial:
         weights |= {"r1": 0, "r2": 0}
     critic = discriminator(**for_discriminator) if settings.adversarial else None
@@ -251,7 +261,10 @@ def check(settings):
             raise InputError(f"{name}: must be at least {least}, not {getattr(settings, name)}")
     if not 0 <= settings.ema < 1:
         raise InputError(f"ema: must be at least 0 and below 1, not {settings.ema}")
-    parts = (2 if settings.adversarial else 1) * settings.accumulate * max(1, settings.run.replicas)
+    if not any(getattr(settings, name) for name in OBJECTIVES):
+        raise InputError(f"{', '.join(OBJECTIVES)}: one must have a weight")
+    devices = settings.run.replicas or max(1, len(tf.config.list_physical_devices("GPU")))
+    parts = (2 if settings.adversarial else 1) * settings.accumulate * devices
     if settings.batch % parts:
         raise InputError(f"batch: {settings.batch} does not divide into {parts} parts")
     if settings.adversarial:
@@ -262,8 +275,12 @@ def check(settings):
         raise InputError(f"crop: {settings.crop} is no multiple of the scale, {settings.scale}, or too small")
     if settings.consistent and settings.crop < 8 * settings.scale:
         raise InputError(f"crop: must be at least {8 * settings.scale} to be consistent, not {settings.crop}")
-    if settings.energy and not settings.noise:
-        raise InputError("energy: needs noise, or all samples are the same")
+    if settings.texture and settings.crop < 9:
+        raise InputError(f"crop: must be at least 9 for texture, not {settings.crop}")
+    if (settings.energy or settings.texture) and not settings.noise:
+        raise InputError("energy, texture: need noise, or all samples are the same")
+    if not settings.noise_cells or min(settings.noise_cells) < 1:
+        raise InputError(f"noise_cells: must be at least 1, not {settings.noise_cells}")
 
 
 def main(preset: str, settings: Settings):

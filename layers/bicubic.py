@@ -60,7 +60,8 @@ class BicubicUpsampling2D(_Bicubic):
 class BicubicDownsampling2D(_Bicubic):
     """Antialiased bicubic downsampling: (B, sH, sW, C) -> (B, H, W, C), equal to MATLAB's imresize.
 
-    Edges are symmetric, so a picture must measure at least 3s / 2 each way.
+    Edges are symmetric, so a picture must measure at least 3s / 2 each way. Called with
+    `clip`, values stay in [0, 1] along the one axis and the other, as those of 8 bits do.
 
     Args:
         scale: The factor s, an even integer that divides both sizes.
@@ -78,12 +79,14 @@ class BicubicDownsampling2D(_Bicubic):
         taps = _downsampling_taps(self.scale)
         self._kernel = np.multiply.outer(taps, np.eye(input_shape[-1])).astype("float32")
 
-    def call(self, inputs):
+    def call(self, inputs, clip=False):
         kernel = ops.convert_to_tensor(self._kernel, dtype=inputs.dtype)
         x = inputs
         for axis, window in ((1, kernel[:, None]), (2, kernel[None])):  # rows first
             strides = (self.scale, 1) if axis == 1 else (1, self.scale)
             x = ops.conv(_mirrored(x, axis, 3 * self.scale // 2), window, strides, "valid", "channels_last")
+            if clip:
+                x = ops.clip(x, 0, 1)
         return x
 
     def compute_output_shape(self, input_shape):
@@ -145,7 +148,8 @@ class ConsistentPicture(_Bicubic):
 
     Values beyond [0, 1] would be clipped later, and LR missed where a picture is black or
     white. With `rounds`, but not in training, projections and clipping alternate, each
-    projection but the last going half as far again, which meets both sets sooner.
+    projection but the last going half as far again, which meets both sets sooner, and
+    pictures are shrunk as those of 8 bits are.
 
     Args:
         scale: The factor s, an even integer.
@@ -170,7 +174,7 @@ class ConsistentPicture(_Bicubic):
         if training or not self.rounds:
             return sr + self.up(lr - self.down(sr))
         for left in range(self.rounds, 0, -1):
-            sr = ops.clip(sr + (1.5 if left > 1 else 1) * self.up(lr - self.down(sr)), 0, 1)
+            sr = ops.clip(sr + (1.5 if left > 1 else 1) * self.up(lr - self.down(sr, clip=True)), 0, 1)
         return sr
 
     def compute_output_shape(self, input_shape):

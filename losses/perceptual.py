@@ -46,11 +46,15 @@ class Perceptual(keras.losses.Loss):
         self.features = vgg19(layer, weights)
 
     def call(self, y_true, y_pred):
-        true, predicted = (self.features(_to_vgg(picture)) for picture in (y_true, y_pred))
+        true, predicted = map(self.features_of, (y_true, y_pred))
         error = ops.mean(ops.square(true - predicted), axis=(1, 2, 3))
         if self.scale == "relative":
             return error / ops.mean(ops.square(true), axis=(1, 2, 3))
         return error * self.scale**2
+
+    def features_of(self, picture):
+        """The layer's features (B, h, w, C) of pictures in [0, 1]."""
+        return self.features(_to_vgg(picture))
 
     def get_config(self):
         return {**super().get_config(), "layer": self.layer, "weights": self.weights,

@@ -54,7 +54,7 @@ def generator(scale=4, stem=256, widths=(512, 256, 128), blocks=(16, 16, 16, 16)
         noise_cells: How many pixels apart the noise of the features at LR's size is drawn, taken
             in turn by one layer after another.
         consistent: Project SR onto the pictures that MATLAB's bicubic shrinks to LR, once in
-            training, and twelve times in turn with clipping when it is used.
+            training, and twenty times in turn with clipping when it is used.
         name: The network's name.
 
     Raises:
@@ -110,7 +110,7 @@ def generator(scale=4, stem=256, widths=(512, 256, 128), blocks=(16, 16, 16, 16)
         sr = BilinearUpsampling2D(dtype="float32", name=f"{up}_bilinear")(sr)
         sr = layers.Add(dtype="float32", name=f"{up}_picture")([sr, _conv(g, 3, f"{up}_to_rgb", 1, gain=0)])
     if consistent:
-        sr = ConsistentPicture(scale, rounds=12, name="consistent")([lr, sr])
+        sr = ConsistentPicture(scale, rounds=20, name="consistent")([lr, sr])
     return keras.Model([lr, *extra] if noise else lr, sr, name=name or f"srmap_x{scale}")
 
 

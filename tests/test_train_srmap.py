@@ -15,7 +15,7 @@ import train.srmap as script
 from datasets.errors import InputError
 from datasets.patches import split
 from datasets.pictures import read_picture
-from losses import Fidelity, energy_score, relativistic, texture
+from losses import Fidelity, energy_score, relativistic
 from models import resolve
 from models.srmap import SIZES, generator
 from train.loop import RunSettings
@@ -24,7 +24,7 @@ from train.srmap import OBJECTIVES, PRESETS, NoisyPatches, Settings, main, train
 REDUCED = SIZES["reduced"]
 TINY = ({"stem": 8, "widths": (16, 8, 8), "blocks": (1, 1)},
         {"stem": 4, "widths": (4, 8, 8), "blocks": (1, 2, 1)})
-GAME = {"l1": 3.0, "energy": 20.0, "texture": 9.0, "fidelity": 10.0, "initial_noise": 0.2,
+GAME = {"l1": 3.0, "energy": 20.0, "vgg": 9.0, "fidelity": 10.0, "initial_noise": 0.2,
         "r1": 0.1, "r2": 0.2, "ema": 0.9}
 pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config:UserWarning")  # run eagerly
 SMALL = f"""
@@ -70,12 +70,20 @@ main("reported", settings)
 
 
 @pytest.fixture(scope="module")
-def make(grain):
+def make(grain, tmp_path_factory):
     """Settings of a training of seconds: few channels, no compilation, no drawing."""
 
+    vgg, rng = tmp_path_factory.mktemp("vgg") / "vgg.npz", np.random.default_rng(0)
+    channels, arrays = 3, {}
+    for name, filters in (("1_1", 64), ("1_2", 64), ("2_1", 128), ("2_2", 128)):
+        arrays[f"conv{name}_w"] = rng.normal(0, (2 / 9 / channels) ** 0.5, (3, 3, channels, filters))
+        arrays[f"conv{name}_b"], channels = np.zeros(filters), filters
+    np.savez(vgg, **arrays)
+
     def settings(folder="run", replicas=0, **changes):
-        tiny = {"data": (str(grain),), "scale": 2, "size": "reduced", "crop": 24, "batch": 8, "epochs": 2,
-                "val_pictures": 1, "test_pictures": 1, "steps": 2, "learning_rate": 1e-3, "sample_every": 3}
+        tiny = {"data": (str(grain),), "vgg_weights": str(vgg), "scale": 2, "size": "reduced", "crop": 24,
+                "batch": 8, "epochs": 2, "val_pictures": 1, "test_pictures": 1, "steps": 2,
+                "learning_rate": 1e-3, "sample_every": 3}
         return Settings(**{**tiny, **changes}, run=RunSettings(str(folder), replicas=replicas))
 
     with pytest.MonkeyPatch.context() as patch:
@@ -138,10 +146,11 @@ def test_a_step_follows_both_gradients_of_the_equations(make):
     with tf.GradientTape(persistent=True) as tape:
         one, other, fixed = sample(0, 0), sample(0, 1), tf.stop_gradient(sample(1, 0))
         critic = model.discriminator
+        features = [model.perceptual.features_of(picture) for picture in (hr[::2], one, other)]
         expected = {
             "l1": tf.reduce_mean(tf.abs(hr[::2] - one)),
             "energy": tf.reduce_mean(energy_score(hr[::2], one, other)),
-            "texture": tf.reduce_mean(energy_score(*map(texture, (hr[::2], one, other)))),
+            "vgg": tf.reduce_mean(energy_score(*features)) / tf.reduce_mean(features[0]),
             "fidelity": tf.reduce_mean(Fidelity(2)(lr[::2], one)),
             "adversarial": tf.reduce_mean(relativistic(critic(hr[::2]), critic(one))[0]),
         }
@@ -297,9 +306,9 @@ def test_the_game_starts_from_the_pretrained_generator(make, tmp_path, randomize
     ({"crop": 32}, "crop: the reduced discriminator takes 24, not 32"),
     ({"crop": 15, "adversarial": 0.0}, "crop: 15 is no multiple of the scale, 2"),
     ({"crop": 8, "adversarial": 0.0, "consistent": True}, "crop: must be at least 16 to be consistent"),
-    ({"energy": 1.0, "noise": False}, "energy, texture: need noise"),
+    ({"energy": 1.0, "noise": False}, "energy, vgg: need noise"),
     (dict.fromkeys(OBJECTIVES, 0.0), "adversarial: one must have a weight"),
-    ({"crop": 8, "adversarial": 0.0, "texture": 1.0}, "crop: must be at least 9 for texture, not 8"),
+    ({"vgg": 1.0, "vgg_weights": "none.npz"}, r"none\.npz: no such file of VGG19 weights"),
     ({"noise_cells": (1, 0)}, r"noise_cells: must be at least 1, not \(1, 0\)"),
     ({"start": "none.keras"}, r"none\.keras: no such model file"),
 ])

@@ -1,0 +1,246 @@
+# ---
+# jupyter:
+#   jupytext:
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # SRMAP
+#
+# Many pictures x shrink to the same LR picture y. The *maximum a posteriori* picture is the most probable of them:
+#
+# $$\hat x = \arg\max_x p(x \mid y) = \arg\max_x \; \log p(y \mid x) + \log p(x).$$
+#
+# A student report trains a generator for both terms. **Fidelity**, $-\alpha \lVert y - D x \rVert_1$ with D MATLAB's bicubic
+# shrinking, stands for the first: it is the log likelihood of y if shrinking adds Laplacian noise. A **discriminator** stands
+# for the second, the prior of natural pictures: it knows no y, only whether x looks like a picture. Noise in every block
+# of the generator should give another picture for every seed, all faithful to y.
+#
+# The report's samples all look alike. The objective explains it: neither term asks for more than one picture, and the one
+# most probable picture is a maximum of both. `improved` replaces the first term by a projection, after which every SR shrinks to
+# y, and adds one that a single picture cannot satisfy, the energy score of two samples $x_1, x_2$ and the truth x,
+#
+# $$\tfrac12\left(|x_1 - x| + |x_2 - x| - |x_1 - x_2|\right),$$
+#
+# whose expectation is smallest when samples come from the distribution of the truth: as far from each other as from it. It is taken
+# of pixels and of VGG's features, in which texture has its place. And every other layer draws its noise for places four pixels
+# apart, so that samples can differ in regions and not only from pixel to pixel.
+#
+# Set `SUPERRES_DATA` to a folder of test pictures; without it, the photographs that scikit-image installs are used. Set
+# `SUPERRES_SQUEEZENET` to Keras's weights of SqueezeNet 1.1 without its top (.h5) to measure the diversity S10 too.
+# `SUPERRES_QUICK=1` measures a few small crops only.
+
+# %%
+import commands  # noqa: F401  first: it quietens TensorFlow
+
+# isort: split
+import csv
+import io
+import os
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+from IPython.display import Image, display
+from scipy.ndimage import uniform_filter
+from skimage.feature import structure_tensor
+
+import train
+from datasets.catalogue import load
+from datasets.degradations import degraded, imresize
+from datasets.pictures import to_uint8
+from evaluate import busiest, evaluate, table
+from layers import ConsistentPicture
+from metrics import lr_psnr
+from metrics.perceptual import SqueezeNetDistance
+from models import resolve
+from models.srmap import SIZES, discriminator, generator
+from train.gan import curves
+
+QUICK = bool(os.environ.get("SUPERRES_QUICK"))
+WEIGHTS = Path(train.__file__).parent.parent / "weights"
+photos = list(load(os.environ.get("SUPERRES_DATA", "photos"), "test"))
+if QUICK:
+    photos = [photo._replace(hr=photo.hr[:96, :96]) for photo in photos[:2]]
+pairs = list(degraded(photos, 4, "bicubic"))
+path = os.environ.get("SUPERRES_SQUEEZENET")
+distances = {"squeezenet_distance": SqueezeNetDistance(path)} if path else {}
+NAMES = {"L1": "srmap-x4-l1", "reported": "srmap-x4-reported", "improved": "srmap-x4"}
+networks = {title: resolve.load(WEIGHTS / f"{name}.keras") for title, name in NAMES.items()}
+
+
+def show(rows, size=2.4):
+    """Draw rows of (title, picture), pixels as they are."""
+    columns = max(map(len, rows))
+    axes = plt.subplots(len(rows), columns, figsize=(columns * size, len(rows) * (size + 0.25)), squeeze=False)[1]
+    for axis in axes.flat:
+        axis.axis("off")
+    for line, row in zip(axes, rows, strict=True):
+        for axis, (title, picture) in zip(line, row, strict=False):
+            axis.imshow(np.squeeze(picture), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            axis.set_title(title, fontsize=8)
+    plt.tight_layout()
+    plt.show()
+
+
+def window(lr, size=28):
+    """The busiest square of a picture, as slices of HR."""
+    crop = min(size, *lr.shape[:2])
+    return tuple(slice(4 * n, 4 * (n + crop)) for n in busiest(lr, crop))
+
+
+# %% [markdown]
+# ## The networks
+#
+# The report's, to the parameter, and the reduced ones whose weights are shipped. A new generator is exactly bilinear
+# interpolation: every residual branch starts closed.
+
+# %%
+for scale in (4, 2):
+    print(f"generator x{scale}: {generator(scale).count_params():,}")
+print(f"discriminator: {discriminator().count_params():,}")
+small, judge = SIZES["reduced"]
+print(f"reduced: {generator(4, **small).count_params():,} and {discriminator(**judge).count_params():,}")
+
+# %% [markdown]
+# ## Training curves
+#
+# The report's Figure 4 has three of these: fidelity, generator (here `adversarial`) and discriminator. `r1` is the gradient
+# penalty, `accuracy` the share of pairs in which the discriminator finds the real picture more real.
+
+# %%
+for name in ("srmap-x4-reported", "srmap-x4"):
+    with open(WEIGHTS / f"{name}.csv", newline="") as file:
+        rows = [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
+    buffer = io.BytesIO()
+    curves(rows).savefig(buffer, dpi=70)
+    print(name)
+    display(Image(buffer.getvalue()))
+
+# %% [markdown]
+# ## The report's table
+#
+# Ten samples of each picture. `pooled` is the PSNR of the mean squared error between the shrunken SR and LR over all samples,
+# `worst` the worst sample's. S is the diversity score: 0 where all samples are alike.
+
+# %%
+for title, network in networks.items():
+    result = evaluate(network, pairs, distances, samples=2 if QUICK else 10)
+    print(title)
+    print(table({**result, "pictures": []}), "\n")
+
+# %% [markdown]
+# ## Four samples, and where they differ
+#
+# The map is the standard deviation of eight samples at each pixel, as in the report's Figure 3, brighter for more; below
+# each the same for the reported network, on the same scale.
+
+# %%
+for name, lr, hr in pairs[:3]:
+    at = window(lr)
+    rows, deviations = [], {}
+    for title in ("improved", "reported"):
+        samples = [to_uint8(resolve.resolve(networks[title], lr, seed=seed)) for seed in range(4 if QUICK else 8)]
+        deviations[title] = np.stack(samples).std(0).mean(-1)[at]
+        rows.append([(f"{title}, seed {k}", sample[at]) for k, sample in enumerate(samples[:4])])
+    brightest = np.quantile(deviations["improved"], 0.99)
+    for row, title in zip(rows, deviations, strict=True):
+        row.append((f"deviation, mean {deviations[title].mean():.2f} levels",
+                    np.clip(deviations[title] / brightest * 255, 0, 255)))
+        row.append((name, hr[at]))
+    show(rows, 2.0)
+
+
+# %% [markdown]
+# ## Temperature
+#
+# The noise is multiplied by it: 0 draws one picture for all seeds, 1 is what was trained. The lower, the less samples differ, and the
+# nearer each is to the truth: PSNR and distance of single samples against the diversity score, over two pictures. At 1 this small network
+# breaks up in places, around mouths for one; about half of that is a good picture.
+
+# %%
+TEMPERATURES = (0, 0.3, 0.6, 1)
+for temperature in TEMPERATURES:
+    scores = evaluate(networks["improved"], pairs[1:3], distances, 2 if QUICK else 10, temperature)["mean"]
+    print(f"temperature {temperature:3}: " + ", ".join(
+        f"{key} {scores[key]:.2f}" for key in ("psnr_y", "squeezenet_distance", "diversity_score") if key in scores))
+rows = []
+for name, lr, hr in pairs[1:3]:
+    at = window(lr)
+    rows.append([(f"temperature {temperature}", to_uint8(resolve.resolve(networks["improved"], lr, temperature, 1))[at])
+                 for temperature in TEMPERATURES] + [(name, hr[at])])
+show(rows, 2.4)
+
+# %% [markdown]
+# ## Consistency
+#
+# What is left of the difference between LR and the shrunken sample, times twenty, around grey. The projection
+# $x + D^+(y - D x)$, with $D^+$ the pseudo-inverse of the shrinking, can be put behind any network: it is applied to the reported
+# network's sample in the third column. Twenty times in turn with clipping, because a projection alone leaves [0, 1]; and shrunk as 8-bit pictures are, which are
+# clipped after either axis.
+
+# %%
+name, lr, hr = pairs[0]
+projection, row = ConsistentPicture(4, rounds=20), [("LR", lr)]
+drawn = {title: resolve.resolve(networks[title], lr, seed=0) for title in ("reported", "improved")}
+drawn["reported, projected"] = np.asarray(projection([lr[None].astype("float32") / 255, drawn["reported"][None]]))[0]
+for title in ("reported", "reported, projected", "improved"):
+    sr = to_uint8(drawn[title])
+    left = imresize(sr, 1 / 4).astype(int) - lr
+    row.append((f"{title}: LR-PSNR {lr_psnr(hr, sr, 4):.1f} dB", np.clip(128 + 20 * left, 0, 255).astype("uint8")))
+show([row], 3.2)
+
+# %% [markdown]
+# ## Structured regions
+#
+# Windows, fences, edges: where gradients are strong and of one direction (the coherence of the structure tensor). Before the
+# game, after the reported one and after the improved one.
+
+# %%
+def structure(hr, size=112):
+    """The square with the strongest gradients of one direction, as slices."""
+    grey = hr.astype("float64").mean(-1)
+    rr, rc, cc = structure_tensor(grey, sigma=3)
+    strength = np.hypot(rr - cc, 2 * rc)  # the difference of the tensor's eigenvalues
+    size = min(size, *grey.shape)
+    score = uniform_filter(np.sqrt(strength), size)
+    half = size // 2
+    inside = score[half : grey.shape[0] - half + 1, half : grey.shape[1] - half + 1]
+    top, left = np.unravel_index(inside.argmax(), inside.shape)
+    return score.max(), (slice(top, top + size), slice(left, left + size))
+
+
+rows = []
+for name, lr, hr in sorted(pairs, key=lambda pair: -structure(pair[2])[0])[:4]:
+    at = structure(hr)[1]
+    rows.append([("bicubic", imresize(lr, 4)[at])] + [
+        (title, to_uint8(resolve.resolve(network, lr, seed=0))[at]) for title, network in networks.items()
+    ] + [(name, hr[at])])
+show(rows, 2.4)
+
+# %% [markdown]
+# ## Failures
+#
+# Of all squares of 96 pixels with something to see, those where the *best* of four samples errs most beside L1, by mean square error.
+# Letters, weaves and faces are finer than LR can show: samples differ there, and none is right.
+
+# %%
+patches = []
+for i, (_, lr, hr) in enumerate(pairs):
+    samples = [to_uint8(resolve.resolve(networks["improved"], lr, seed=seed)) for seed in range(2 if QUICK else 4)]
+    plain = to_uint8(resolve.resolve(networks["L1"], lr))
+    for top in range(0, hr.shape[0] - 95, 96):
+        for left in range(0, hr.shape[1] - 95, 96):
+            at = slice(top, top + 96), slice(left, left + 96)
+            errors = [np.square(sr[at].astype("float64") - hr[at]).mean() for sr in (plain, *samples)]
+            if hr[at].std() > 30:
+                patches.append((min(errors[1:]) / errors[0], i, [("L1", plain[at]), *(
+                    (f"seed {k}", sample[at]) for k, sample in enumerate(samples[:3])), ("truth", hr[at])]))
+patches.sort(key=lambda patch: -patch[0])
+show([row for _, _, row in patches[:4]], 2.2)

@@ -20,7 +20,8 @@ demo: $(VENV)/installed
 
 test: $(VENV)/installed
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	# By number of tests, the notebooks would come last, and one process wait for the other.
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # What replaced tensorflow-addons against the original, in an environment of its own.
 test-addons:

@@ -209,13 +209,14 @@ def main(
             more, peak = measure(settings, playing, rounds)
             rows += more
             peaks[f"{size} {more[0]['phase']}"] = peak
+            # After each: the whole takes half an hour.
+            save(json, rows, goal="keras float32 over_best_torch_float32 >= 1", peak_gflop_per_second=peaks,
+                 torch_threads=torch.get_num_threads(), scale=scale, batch=batch)
     print(table(rows, {
         "hr": "d", "phase": "", "engine": "", "step_seconds": ".3f", "pictures_per_second": ".1f",
         "over_best_torch_float32": ".2f", "over_keras_float32": ".2f", "gflop_per_second": ".0f",
         "of_peak_conv": ".0%", "of_peak_matmul": ".0%",
     }))
-    save(json, rows, goal="keras float32 over_best_torch_float32 >= 1", peak_gflop_per_second=peaks,
-         torch_threads=torch.get_num_threads(), scale=scale, batch=batch)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,9 @@ demo: $(VENV)/installed
 	$(BIN)/python train/lapsrn.py quick --run.folder demo/quick
 	@echo "--- Done. Look at demo/astronaut_small_x4.png, demo/lapsrn-x4.png and demo/quick/samples/"
 
+# Files in order of name: by number of tests, the notebooks would come last, and one process wait for the other.
 test: $(VENV)/installed
 	$(BIN)/ruff check .
-	# By number of tests, the notebooks would come last, and one process wait for the other.
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # What replaced tensorflow-addons against the original, in an environment of its own.

@@ -195,12 +195,12 @@ def test_penalties_train_the_discriminator_alone(make, penalty):
 
 
 def test_parts_of_a_batch_make_the_same_step(make):
-    """And so does XLA."""
+    """And so does a graph."""
     results = []
     for parts, compiled in ((1, False), (2, False), (2, True)):
         model, batch = playing(make(**GAME, accumulate=parts))
         tf.config.run_functions_eagerly(not compiled)
-        step = tf.function(model.train_step, jit_compile=True)
+        step = tf.function(model.train_step)
         shown = step(tf.nest.map_structure(tf.constant, batch))
         tf.config.run_functions_eagerly(True)
         generator, judge = trained(model)

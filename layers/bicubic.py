@@ -95,7 +95,7 @@ class BicubicDownsampling2D(_Bicubic):
 
 
 @keras.saving.register_keras_serializable(package="superres")
-class BicubicPseudoInverse2D(_Bicubic):
+class BicubicPseudoInverse2D(BicubicUpsampling2D):
     """The pseudo-inverse of `BicubicDownsampling2D`: (B, H, W, C) -> (B, sH, sW, C).
 
     Of all pictures that shrink to the given one, the one of least energy. Its taps fall to
@@ -133,10 +133,6 @@ class BicubicPseudoInverse2D(_Bicubic):
                 width = width * self.scale
             x = ops.reshape(x, (-1, height, width, inputs.shape[-1]))
         return x
-
-    def compute_output_shape(self, input_shape):
-        batch, *size, channels = input_shape
-        return (batch, *(None if n is None else n * self.scale for n in size), channels)
 
 
 @keras.saving.register_keras_serializable(package="superres")

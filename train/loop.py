@@ -55,13 +55,18 @@ class RunSettings:
     """Steps whose network is kept; each must end an epoch."""
 
 
+def device_count(replicas):
+    """How many devices train (see `RunSettings.replicas`)."""
+    return replicas or max(1, len(tf.config.list_physical_devices("GPU")))
+
+
 def strategy(replicas):
     """The distribution strategy for so many devices (see `RunSettings.replicas`).
 
     Must be called before TensorFlow computes anything if it is to split the CPU.
     """
     gpus = tf.config.list_physical_devices("GPU")
-    wanted = replicas or max(1, len(gpus))
+    wanted = device_count(replicas)
     if wanted == 1:
         return tf.distribute.get_strategy()
     if gpus:

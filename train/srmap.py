@@ -31,7 +31,15 @@ from losses import Fidelity, Perceptual, energy_score, relativistic
 from models import resolve
 from models.srmap import CRITIC_WIDTHS, SIZES, crop_of, discriminator, generator
 from train.gan import GANTrainer, GANValidation, TrainingSamples, penalised
-from train.loop import PictureValidation, RunSettings, fit, run_folder, take_weights, weights_of
+from train.loop import (
+    PictureValidation,
+    RunSettings,
+    device_count,
+    fit,
+    run_folder,
+    take_weights,
+    weights_of,
+)
 
 
 @dataclasses.dataclass
@@ -180,7 +188,7 @@ class SRMAPTrainer(GANTrainer):
         if "adversarial" in self.weight:
             real, fake = self.discriminator(hr, training=True), self.discriminator(sr, training=True)
             shown["adversarial"] = tf.reduce_mean(relativistic(real, fake)[0])
-        return sum(self.weight.get(name, 0) * value for name, value in shown.items()), shown
+        return sum(self.weight[name] * value for name, value in shown.items() if name in self.weight), shown
 
     def discriminator_loss(self, lr, seeds, hr):
         """Equation 7, with a penalty on SR too: (loss, dict of its terms)."""
@@ -271,8 +279,7 @@ def check(settings):
         raise InputError(f"ema: must be at least 0 and below 1, not {settings.ema}")
     if not any(getattr(settings, name) for name in OBJECTIVES):
         raise InputError(f"{', '.join(OBJECTIVES)}: one must have a weight")
-    devices = settings.run.replicas or max(1, len(tf.config.list_physical_devices("GPU")))
-    parts = (2 if settings.adversarial else 1) * settings.accumulate * devices
+    parts = (2 if settings.adversarial else 1) * settings.accumulate * device_count(settings.run.replicas)
     if settings.batch % parts:
         raise InputError(f"batch: {settings.batch} does not divide into {parts} parts")
     if settings.adversarial:

@@ -21,7 +21,22 @@ _FIRES = ((16, 64), (16, 64), (32, 128), (32, 128), (48, 192), (48, 192), (64, 2
 _MEAN_BGR = np.array((104, 117, 123), "float32")
 
 
-class SqueezeNetDistance:
+class _FeatureDistance:
+    """Squared differences of features scaled to unit length, which `_differences` yields by layer."""
+
+    def __call__(self, reference, picture):
+        """The distance of two pictures, (H, W, 3) in [0, 1] or uint8."""
+        return float(sum(difference.mean() for difference in self._differences(reference, picture)))
+
+    def map(self, reference, picture):
+        """Where they differ, (H, W): the layers' differences, resized bilinearly and added up."""
+        enlarged = [max(n, SMALLEST) for n in reference.shape[:2]]
+        total = sum(resize(difference, enlarged, order=1, mode="edge")
+                    for difference in self._differences(reference, picture))
+        return total[: reference.shape[0], : reference.shape[1]]
+
+
+class SqueezeNetDistance(_FeatureDistance):
     """SqueezeNet distance, uncalibrated: LPIPS's formula without its learned weights.
 
     Features of seven layers, each position scaled to unit length; the squared
@@ -43,14 +58,6 @@ class SqueezeNetDistance:
         self.features = _squeezenet()
         _load_squeezenet(self.features, path)
 
-    def __call__(self, reference, picture):
-        """The distance of two pictures, (H, W, 3) in [0, 1] or uint8."""
-        return float(sum(difference.mean() for difference in self._differences(reference, picture)))
-
-    def map(self, reference, picture):
-        """Where they differ, (H, W): the layers' squared differences, resized and added up."""
-        return _added(self._differences(reference, picture), reference.shape[:2])
-
     def _differences(self, reference, picture):
         batch = np.stack([_at_least(to_float(x)) for x in (reference, picture)])
         for features in self.features.predict_on_batch(batch[..., ::-1] * 255 - _MEAN_BGR):
@@ -58,7 +65,7 @@ class SqueezeNetDistance:
             yield np.square(unit[0] - unit[1]).sum(-1)
 
 
-class LPIPS:
+class LPIPS(_FeatureDistance):
     """LPIPS, version 0.1: the learned weights of the package `lpips`, on a backbone from a file.
 
     Args:
@@ -97,14 +104,6 @@ class LPIPS:
         except Exception as error:  # torch raises many kinds
             reason = " ".join(str(error).split())[:120]
             raise InputError(f"{path}: not torchvision's AlexNet or VGG16 ({reason})") from None
-
-    def __call__(self, reference, picture):
-        """The distance of two pictures, (H, W, 3) in [0, 1] or uint8."""
-        return float(sum(difference.mean() for difference in self._differences(reference, picture)))
-
-    def map(self, reference, picture):
-        """Where they differ, (H, W): the layers' weighted differences, resized and added up."""
-        return _added(self._differences(reference, picture), reference.shape[:2])
 
     def _differences(self, reference, picture):
         torch = self.torch
@@ -148,13 +147,6 @@ def diversity_score(maps):
     maps = np.asarray(maps, "float64")
     best = maps.mean((1, 2)).min()
     return float(100 * (best - maps.min(0).mean()) / best) if best else 0.0
-
-
-def _added(differences, size):
-    """Maps of several sizes, resized bilinearly to that of a picture and added up."""
-    enlarged = [max(n, SMALLEST) for n in size]
-    total = sum(resize(difference, enlarged, order=1, mode="edge") for difference in differences)
-    return total[: size[0], : size[1]]
 
 
 def _at_least(picture, size=SMALLEST):

@@ -16,6 +16,7 @@ import dataclasses
 import math
 import multiprocessing
 import resource
+from typing import Literal
 
 import keras
 import numpy as np
@@ -77,7 +78,7 @@ class TorchStep:
 
     Args:
         model: The Keras trainer whose weights both networks start from.
-        compiled: Networks, losses and gradients together, as one graph.
+        compiled: Compile the networks, but for the discriminator's pass whose gradient is penalised.
         autocast: Compute in bfloat16.
     """
 
@@ -88,6 +89,7 @@ class TorchStep:
         self.networks = [torch_copy(*pair, settings.size).to(memory_format=layout) for pair in pairs]
         (lr, _), (hr,) = batch
         self.batch = [to_torch(x[i::2], channels_last) for i in (0, 1) for x in (lr, hr)]
+        self.batch[-1].requires_grad_(True)  # for the penalty's gradient
         shrink = resize_matrix(settings.crop, 1 / settings.scale).toarray()
         self.shrink = torch.from_numpy(shrink.astype("float32"))
         # Where PyTorch adds Adam's epsilon, see train_srgan.py.
@@ -97,10 +99,9 @@ class TorchStep:
                              fused=True)
             for network in self.networks
         ]
-        if compiled:
-            # Without this the graph ends before the first gradient, and each of the two computes both.
-            torch._dynamo.config.trace_autograd_ops = True
-            self.gradients = torch.compile(self.gradients, fullgraph=True, dynamic=False)
+        # What the penalty needs, a gradient's gradient, PyTorch's compiler refuses: that pass stays eager.
+        self.calls = [torch.compile(network, dynamic=False) if compiled else network
+                      for network in self.networks]
 
     def forward(self, network, pictures):
         with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
@@ -108,22 +109,21 @@ class TorchStep:
 
     def gradients(self, lr, hr, other_lr, other_hr):
         """The losses, and the gradient of each for its own network."""
-        generator, discriminator = self.networks
+        generator, discriminator = self.calls
         sr = self.forward(generator, lr)
         fidelity = (lr - self.shrink @ sr @ self.shrink.T).abs().mean()
         game = F.softplus(self.forward(discriminator, hr) - self.forward(discriminator, sr)).mean()
         loss = self.settings.fidelity * fidelity + game
-        gradients = torch.autograd.grad(loss, list(generator.parameters()))
+        gradients = torch.autograd.grad(loss, list(self.networks[0].parameters()))
 
         with torch.no_grad():
             sr = self.forward(generator, other_lr)
-        other_hr = other_hr.requires_grad_(True)
-        real, fake = self.forward(discriminator, other_hr), self.forward(discriminator, sr)
+        real, fake = self.forward(self.networks[1], other_hr), self.forward(discriminator, sr)
         (slope,) = torch.autograd.grad(real.sum(), other_hr, create_graph=True)
         shown = F.softplus(fake - real).mean()
         penalised = shown + self.settings.r1 / 2 * slope.square().sum((1, 2, 3)).mean()
         return [loss.detach(), shown.detach()], [
-            gradients, torch.autograd.grad(penalised, list(discriminator.parameters()))]
+            gradients, torch.autograd.grad(penalised, list(self.networks[1].parameters()))]
 
     def __call__(self):
         losses, gradients = self.gradients(*self.batch)
@@ -263,6 +263,7 @@ def main(
     width: int = 160,
     height: int = 90,
     rounds: int = 8,
+    sizes: tuple[Literal["reduced", "full"], ...] = ("reduced", "full"),
     json: str = "srmap",
 ):
     """Speed and memory of SRMAP against the same networks and steps in PyTorch.
@@ -272,24 +273,31 @@ def main(
         width: Of the LR picture that is upscaled, in pixels; half as wide for the full network.
         height: Of the LR picture, in pixels; half as high for the full network.
         rounds: Timed calls of every engine.
+        sizes: Of the networks whose inference is measured; none for the step alone.
         json: Name of the result file in benchmarks/results.
     """
     settings = dataclasses.replace(REPORTED, size="reduced", crop=96, batch=batch, ema=0.0)
-    inference, peaks = [], {}
-    steps, peaks["step"] = measure_step(settings, rounds)
-    for size, part in (("reduced", 1), ("full", 2)):
+    steps, inference, peaks = [], [], {}
+
+    def write():  # after every part: compiling takes PyTorch minutes each time
+        save(json, steps, inference=inference, goal="keras float32 over_best_torch_float32 >= 1", batch=batch,
+             peak_gflop_per_second=peaks, lr_size=[width, height], torch_threads=torch.get_num_threads())
+
+    for size in sizes:
+        part = 2 if size == "full" else 1
         for noise in (True, False):
             more, peaks[f"{size} {'with' if noise else 'without'} noise"] = measure_inference(
                 size, noise, width // part, height // part, rounds)
             inference += more
+            print(table(more, {"size": "", "noise": "", "engine": "", "seconds": ".3f",
+                               "over_best_torch_float32": ".2f",
+                               "peak_mib": ".0f", "gflop_per_second": ".0f", "of_peak_conv": ".0%"}))
+            write()
+    steps, peaks["step"] = measure_step(settings, rounds)
     print(table(steps, {"engine": "", "step_seconds": ".3f", "pictures_per_second": ".1f",
                         "over_best_torch_float32": ".2f", "over_keras_float32": ".2f",
                         "gflop_per_second": ".0f", "of_peak_conv": ".0%"}))
-    print(table(inference, {"size": "", "noise": "", "engine": "", "seconds": ".3f",
-                            "over_best_torch_float32": ".2f",
-                            "peak_mib": ".0f", "gflop_per_second": ".0f", "of_peak_conv": ".0%"}))
-    save(json, steps, inference=inference, goal="keras float32 over_best_torch_float32 >= 1", batch=batch,
-         peak_gflop_per_second=peaks, lr_size=[width, height], torch_threads=torch.get_num_threads())
+    write()
 
 
 if __name__ == "__main__":

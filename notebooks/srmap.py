@@ -28,9 +28,10 @@
 #
 # $$\tfrac12\left(|x_1 - x| + |x_2 - x| - |x_1 - x_2|\right),$$
 #
-# whose expectation is smallest when samples come from the distribution of the truth: as far from each other as from it. It is taken
-# of pixels and of VGG's features, in which texture has its place. And every other layer draws its noise for places four pixels
-# apart, so that samples can differ in regions and not only from pixel to pixel.
+# whose expectation is smallest when samples come from the distribution of the truth: as far from each other as from it. Its
+# distances are taken of the colours of a pixel and of VGG's features at a place, in which texture has its say. And every
+# other layer draws its noise for places four pixels apart, so that samples can differ in regions and not only from pixel to
+# pixel.
 #
 # Set `SUPERRES_DATA` to a folder of test pictures; without it, the photographs that scikit-image installs are used. Set
 # `SUPERRES_SQUEEZENET` to Keras's weights of SqueezeNet 1.1 without its top (.h5) to measure the diversity S10 too.
@@ -200,7 +201,7 @@ show([row], 3.2)
 # ## Structured regions
 #
 # Windows, fences, edges: where gradients are strong and of one direction (the coherence of the structure tensor). Before the
-# game, after the reported one and after the improved one.
+# game, after the reported one and after the improved one, at temperature 1 and at half of it.
 
 # %%
 def structure(hr, size=112):
@@ -221,8 +222,8 @@ for name, lr, hr in sorted(pairs, key=lambda pair: -structure(pair[2])[0])[:4]:
     at = structure(hr)[1]
     rows.append([("bicubic", imresize(lr, 4)[at])] + [
         (title, to_uint8(resolve.resolve(network, lr, seed=0))[at]) for title, network in networks.items()
-    ] + [(name, hr[at])])
-show(rows, 2.4)
+    ] + [("improved, temperature 0.5", to_uint8(resolve.resolve(networks["improved"], lr, 0.5, 0))[at]), (name, hr[at])])
+show(rows, 2.0)
 
 # %% [markdown]
 # ## Failures

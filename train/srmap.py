@@ -123,14 +123,14 @@ REPORTED = Settings()
 PRETRAIN = Settings(noise=False, l1=1.0, fidelity=0.0, adversarial=0.0, batch=16, learning_rate=1e-4,
                     beta_2=0.999, ema=0.0, sample_every=0)
 # The penalties hold the discriminator back on a few hundred pictures, which it soon knows by heart.
-IMPROVED = Settings(initial_noise=0.1, noise_cells=(1, 4), consistent=True, energy=500.0, vgg=20.0,
+IMPROVED = Settings(initial_noise=0.1, noise_cells=(1, 4), consistent=True, energy=200.0, vgg=30.0,
                     fidelity=0.0, r1=0.1, r2=0.1)
 PRESETS = {
     "pretrain-l1": ("The generator on L1, from which the game starts.", PRETRAIN),
     "reported": ("The report's game.", REPORTED),
     "improved": ("Exactly consistent with LR, and diverse.", IMPROVED),
     "quick": ("Small networks, 100 steps of L1 and the game at once, on photographs that scikit-image ships.",
-              dataclasses.replace(IMPROVED, size="reduced", crop=96, batch=4, l1=500.0, vgg=0.0, epochs=4,
+              dataclasses.replace(IMPROVED, size="reduced", crop=96, batch=4, l1=200.0, vgg=0.0, epochs=4,
                                   steps=25, learning_rate=1e-4, ema=0.9, val_pictures=1, test_pictures=0)),
 }
 

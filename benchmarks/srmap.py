@@ -15,7 +15,8 @@ from commands import command  # first: it quietens TensorFlow
 import dataclasses
 import math
 import multiprocessing
-import resource
+import re
+from pathlib import Path
 from typing import Literal
 
 import keras
@@ -229,10 +230,15 @@ def inference_engines(size, noise, width, height, chosen=None):
 def peak_memory(size, noise, width, height, engine):
     """MiB that an engine needs at most for two pictures, over what the process had before."""
     (draw,) = inference_engines(size, noise, width, height, engine).values()
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    before = high_water()
     for _ in range(2):
         draw()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    return (high_water() - before) / 1024
+
+
+def high_water():
+    """KiB that this process has had at most; getrusage's figure starts from its parent's."""
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
 
 
 def measure_inference(size, noise, width, height, rounds):

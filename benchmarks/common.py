@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import statistics
 import time
 from pathlib import Path
@@ -171,6 +172,11 @@ def table(rows, columns):
                   for i, (cell, w) in enumerate(zip(line, widths, strict=True)))
         for line in lines
     )
+
+
+def high_water():
+    """MiB that this process has had at most; getrusage's figure starts from its parent's."""
+    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
 
 
 def save(name, rows, **more):

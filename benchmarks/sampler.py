@@ -15,7 +15,6 @@ from commands import command  # first: it quietens TensorFlow
 # isort: split
 import dataclasses
 import multiprocessing
-import resource
 import time
 from concurrent.futures import ProcessPoolExecutor
 from unittest import mock
@@ -23,7 +22,7 @@ from unittest import mock
 import keras
 import numpy as np
 import tensorflow as tf
-from common import interleaved, peak_functions, randomise, save, table
+from common import high_water, interleaved, peak_functions, randomise, save, table
 from keras import ops
 
 import models.sampler
@@ -231,7 +230,7 @@ def measure(setup, batch, rounds, naive_steps):
     start = time.perf_counter()
     picture = sampler.predict_on_batch(inputs)
     first = time.perf_counter() - start
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # KiB on Linux
+    peak = high_water()
 
     engine, naive = faster_naive(network, inputs)
     matmul, flop = peak_functions()["matmul float32"]

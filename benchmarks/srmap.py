@@ -15,8 +15,6 @@ from commands import command  # first: it quietens TensorFlow
 import dataclasses
 import math
 import multiprocessing
-import re
-from pathlib import Path
 from typing import Literal
 
 import keras
@@ -25,6 +23,7 @@ import torch
 import torch._inductor.config
 from common import (
     flop,
+    high_water,
     interleaved,
     keras_step,
     keras_trainer,
@@ -233,12 +232,7 @@ def peak_memory(size, noise, width, height, engine):
     before = high_water()
     for _ in range(2):
         draw()
-    return (high_water() - before) / 1024
-
-
-def high_water():
-    """KiB that this process has had at most; getrusage's figure starts from its parent's."""
-    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1])
+    return high_water() - before
 
 
 def measure_inference(size, noise, width, height, rounds):

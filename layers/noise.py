@@ -5,8 +5,11 @@ import numpy as np
 from keras import ops
 from scipy.special import ndtri
 
-# Quantiles of the standard normal distribution, one for each value of 16 random bits.
-_NORMAL = ndtri((np.arange(65536) + 0.5) / 65536).astype("float32")
+# What 14 random bits stand for: four values of the standard normal distribution, whose quantiles
+# each column has in an order of its own. Looked up together, they take a quarter of the time.
+# RandomState, unlike numpy's newer generators, gives the same numbers in all versions.
+_ORDERS = np.argsort(np.random.RandomState(0).random((16384, 4)), axis=0)
+_NORMAL = ndtri((_ORDERS + 0.5) / 16384).astype("float32")
 
 
 def _int32(number):
@@ -57,8 +60,8 @@ class NoiseInjection(keras.layers.Layer):
         channels = input_shape[0][-1]
         self.scale = self.add_weight(
             name="scale", shape=(channels,), initializer=keras.initializers.Constant(self.initial))
-        numbers = (np.arange(channels) + 0x9E3779B9 * (self.stream + 1)).astype("int32")
-        self._channels = ops.convert_to_numpy(_mixed(numbers))
+        numbers = (np.arange(-(-channels // 4)) + 0x9E3779B9 * (self.stream + 1)).astype("int32")
+        self._fours = ops.convert_to_numpy(_mixed(numbers))  # of channels
 
     def call(self, inputs):
         x, seed, temperature, origin = inputs
@@ -89,8 +92,10 @@ class NoiseInjection(keras.layers.Layer):
             position = origin[:, axis, None] + ops.arange(size[axis], dtype="int32")
             position = position[:, None] if axis else position[:, :, None]
             bits = _mixed(ops.bitwise_xor(bits, position * _int32(factor)))
-        bits = ops.bitwise_xor(bits[..., None], self._channels) * _int32(0x85EBCA6B)
-        return ops.take(ops.convert_to_tensor(_NORMAL), ops.bitwise_and(ops.right_shift(bits, 16), 0xFFFF))
+        bits = ops.bitwise_xor(bits[..., None], self._fours) * _int32(0x85EBCA6B)
+        rows = ops.bitwise_and(ops.right_shift(bits, 18), 0x3FFF)
+        noise = ops.take(ops.convert_to_tensor(_NORMAL), rows, axis=0)
+        return ops.reshape(noise, (*ops.shape(rows)[:3], -1))[..., : self.scale.shape[0]]
 
     def compute_output_shape(self, input_shape):
         return input_shape[0]

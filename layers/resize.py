@@ -1,73 +1,56 @@
 """Resizing by fixed filters and by rearranging, as often differentiable as you like.
 
-All are sums of shifted pictures: TensorFlow's own bilinear resizing has silently wrong
+The filters are depthwise convolutions: TensorFlow's own bilinear resizing has silently wrong
 second-order gradients, which a gradient penalty needs. Layers take (B, H, W, C) and have
 no weights.
 """
 
 import keras
+import numpy as np
 from keras import ops
 
 
-class _Separable(keras.layers.Layer):
-    """The same along the rows, then along the columns."""
-
-    factor = 1.0  # the output's size over the input's
-
-    def call(self, inputs):
-        return self.along(self.along(inputs, 1), 2)
-
-    def compute_output_shape(self, input_shape):
-        batch, *size, channels = input_shape
-        return (batch, *(None if n is None else int(n * self.factor) for n in size), channels)
-
-
 @keras.saving.register_keras_serializable(package="superres")
-class BilinearUpsampling2D(_Separable):
+class BilinearUpsampling2D(keras.layers.Layer):
     """Bilinear interpolation to twice the size, edges continued: (B, H, W, C) -> (B, 2H, 2W, C)."""
 
-    factor = 2.0
+    def call(self, inputs):
+        x, taps = _padded(inputs, "symmetric"), ((0.25, 0.75, 0), (0, 0.75, 0.25))
+        phases = [_filtered(x, rows, columns) for rows in taps for columns in taps]
+        return ops.depth_to_space(ops.concatenate(phases, -1), 2, data_format="channels_last")
 
-    def along(self, x, axis):
-        before = ops.concatenate([_part(x, axis, 0, 1), _part(x, axis, 0, -1)], axis)
-        after = ops.concatenate([_part(x, axis, 1, None), _part(x, axis, -1, None)], axis)
-        pairs = ops.stack([0.25 * before + 0.75 * x, 0.75 * x + 0.25 * after], axis + 1)
-        shape = list(ops.shape(x))
-        shape[axis] = 2 * shape[axis]
-        return ops.reshape(pairs, shape)
+    def compute_output_shape(self, input_shape):
+        return _resized(input_shape, 2)
 
 
 @keras.saving.register_keras_serializable(package="superres")
-class BilinearDownsampling2D(_Separable):
+class BilinearDownsampling2D(keras.layers.Layer):
     """Antialiased bilinear interpolation to half the size: (B, 2H, 2W, C) -> (B, H, W, C).
 
     A triangle of four pixels, [1, 3, 3, 1] / 8; at the edges, where one pixel is missing,
     [3, 3, 1] / 7.
     """
 
-    factor = 0.5
+    def call(self, inputs):
+        taps = (0.125, 0.375, 0.375, 0.125)
+        sums, weights = (_filtered(_padded(x, "constant"), taps, taps, strides=2)
+                         for x in (inputs, ops.ones_like(inputs[:1, :, :, :1])))
+        return sums / weights
 
-    def along(self, x, axis):
-        return _weighed(x, axis) / _weighed(ops.ones_like(x[:1, :, :, :1]), axis)
-
-
-def _weighed(x, axis):
-    """1, 3, 3 and 1 times four pixels in a row around the middle of two, zeros beyond the edges."""
-    first, second = _part(x, axis, 0, None, 2), _part(x, axis, 1, None, 2)
-    nothing = ops.zeros_like(_part(x, axis, 0, 1))
-    before = ops.concatenate([nothing, _part(second, axis, 0, -1)], axis)
-    after = ops.concatenate([_part(first, axis, 1, None), nothing], axis)
-    return before + 3 * (first + second) + after
+    def compute_output_shape(self, input_shape):
+        return _resized(input_shape, 0.5)
 
 
 @keras.saving.register_keras_serializable(package="superres")
-class BinomialBlur2D(_Separable):
+class BinomialBlur2D(keras.layers.Layer):
     """Blur by [1, 2, 1] / 4 each way, edges reflected: (B, H, W, C) -> (B, H, W, C)."""
 
-    def along(self, x, axis):
-        before = ops.concatenate([_part(x, axis, 1, 2), _part(x, axis, 0, -1)], axis)
-        after = ops.concatenate([_part(x, axis, 1, None), _part(x, axis, -2, -1)], axis)
-        return 0.5 * x + 0.25 * (before + after)
+    def call(self, inputs):
+        taps = (0.25, 0.5, 0.25)
+        return _filtered(_padded(inputs, "reflect"), taps, taps)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
 
 
 @keras.saving.register_keras_serializable(package="superres")
@@ -81,8 +64,7 @@ class PixelShuffle2D(keras.layers.Layer):
         return ops.depth_to_space(inputs, 2, data_format="channels_last")
 
     def compute_output_shape(self, input_shape):
-        batch, *size, channels = input_shape
-        return (batch, *(None if n is None else 2 * n for n in size), channels // 4)
+        return (*_resized(input_shape, 2)[:-1], input_shape[-1] // 4)
 
 
 @keras.saving.register_keras_serializable(package="superres")
@@ -93,10 +75,21 @@ class PixelUnshuffle2D(keras.layers.Layer):
         return ops.space_to_depth(inputs, 2, data_format="channels_last")
 
     def compute_output_shape(self, input_shape):
-        batch, *size, channels = input_shape
-        return (batch, *(None if n is None else n // 2 for n in size), 4 * channels)
+        return (*_resized(input_shape, 0.5)[:-1], 4 * input_shape[-1])
 
 
-def _part(x, axis, start, stop, step=1):
-    """x[start:stop:step] along an axis."""
-    return x[(*(slice(None),) * axis, slice(start, stop, step))]
+def _padded(x, mode):
+    """x with one more pixel on every side."""
+    return ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), mode)
+
+
+def _filtered(x, rows, columns, strides=1):
+    """Every channel's correlation with weights of rows and of columns."""
+    kernel = np.einsum("i,j,c->ijc", rows, columns, np.ones(x.shape[-1]))[..., None]
+    kernel = ops.convert_to_tensor(kernel, dtype=x.dtype)
+    return ops.depthwise_conv(x, kernel, strides, "valid", data_format="channels_last")
+
+
+def _resized(shape, factor):
+    batch, *size, channels = shape
+    return (batch, *(None if n is None else int(n * factor) for n in size), channels)

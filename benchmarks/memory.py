@@ -9,7 +9,6 @@ stands what the decoded input and output alone need: the rest is the program and
 from commands import command  # first: it quietens TensorFlow
 
 # isort: split
-import os
 import subprocess
 import sys
 import tempfile
@@ -26,14 +25,21 @@ from models import resolve
 UPSCALE = str(Path(commands.__file__).parent / "upscale.py")
 
 
+# A process's peak starts from its parent's size: a small one stands between.
+BETWEEN = """
+import resource, subprocess, sys
+subprocess.run([sys.executable, *sys.argv[1:]], stdout=subprocess.DEVNULL, check=True)
+print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+"""
+
+
 def peak(arguments):
     """(seconds, peak resident MiB) of a Python process."""
     start = time.perf_counter()
-    process = subprocess.Popen([sys.executable, *arguments], stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    if status:
-        sys.exit(f"error: {' '.join(arguments)} ended with status {status}")
-    return time.perf_counter() - start, usage.ru_maxrss / 1024
+    result = subprocess.run([sys.executable, "-c", BETWEEN, *arguments], stdout=subprocess.PIPE, check=False)
+    if result.returncode:
+        sys.exit(f"error: {' '.join(arguments)} failed")
+    return time.perf_counter() - start, int(result.stdout) / 1024
 
 
 def main(

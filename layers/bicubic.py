@@ -124,14 +124,14 @@ class BicubicPseudoInverse2D(BicubicUpsampling2D):
         kernel, x = ops.convert_to_tensor(self._kernel, dtype=inputs.dtype), inputs
         for axis, window in ((1, kernel[:, None]), (2, kernel[None])):  # rows first
             x = ops.conv(_mirrored(x, axis, len(self._kernel) // 2), window, 1, "valid", "channels_last")
-            _, height, width, _ = ops.shape(x)
-            x = ops.reshape(x, (-1, height, width, self.scale, inputs.shape[-1]))
+            batch, height, width, _ = ops.shape(x)
+            x = ops.reshape(x, (batch, height, width, self.scale, inputs.shape[-1]))
             if axis == 1:
                 x = ops.transpose(x, (0, 1, 3, 2, 4))
                 height = height * self.scale
             else:
                 width = width * self.scale
-            x = ops.reshape(x, (-1, height, width, inputs.shape[-1]))
+            x = ops.reshape(x, (batch, height, width, inputs.shape[-1]))
         return x
 
 
@@ -169,9 +169,11 @@ class ConsistentPicture(_Bicubic):
         lr, sr = inputs
         if training or not self.rounds:
             return sr + self.up(lr - self.down(sr))
-        for left in range(self.rounds, 0, -1):
-            sr = ops.clip(sr + (1.5 if left > 1 else 1) * self.up(lr - self.down(sr, clip=True)), 0, 1)
-        return sr
+
+        def nearer(sr, share):
+            return ops.clip(sr + share * self.up(lr - self.down(sr, clip=True)), 0, 1)
+
+        return nearer(ops.fori_loop(1, self.rounds, lambda _, sr: nearer(sr, 1.5), sr), 1)
 
     def compute_output_shape(self, input_shape):
         return input_shape[1]

@@ -1,6 +1,9 @@
 """How well samples spread around the truth."""
 
+import keras
 from keras import ops
+
+from losses.perceptual import to_vgg, vgg19
 
 
 def energy_score(hr, one, other):
@@ -27,3 +30,27 @@ def energy_score(hr, one, other):
 
     distances = distance(one, hr) + distance(other, hr) - distance(one, other)
     return 0.5 * ops.mean(distances, axis=(1, 2))
+
+
+class PerceptualEnergy:
+    """The energy score of VGG19's features, which know textures: each layer's over its mean in HR.
+
+    Called as `energy_score` is, with pictures (B, H, W, 3) in [0, 1]; the average over the
+    layers, (B,), does not depend on how large the features of some file of weights are.
+
+    Args:
+        weights: VGG19's, as `losses.Perceptual` takes them.
+        layers: Names of VGG19's layers, the deepest last.
+
+    Raises:
+        InputError: for an unknown layer, or weights that are missing or do not fit.
+    """
+
+    def __init__(self, weights="imagenet", layers=("block1_conv2", "block2_conv2", "block3_conv1")):
+        deepest = vgg19(layers[-1], weights)
+        self.features = keras.Model(deepest.input, [deepest.get_layer(name).output for name in layers])
+
+    def __call__(self, hr, one, other):
+        pictures = [self.features(to_vgg(picture)) for picture in (hr, one, other)]
+        return sum(energy_score(*of_layer) / ops.mean(of_layer[0], axis=(1, 2, 3))
+                   for of_layer in zip(*pictures, strict=True)) / len(pictures[0])

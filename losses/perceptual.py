@@ -46,15 +46,11 @@ class Perceptual(keras.losses.Loss):
         self.features = vgg19(layer, weights)
 
     def call(self, y_true, y_pred):
-        true, predicted = map(self.features_of, (y_true, y_pred))
+        true, predicted = (self.features(to_vgg(picture)) for picture in (y_true, y_pred))
         error = ops.mean(ops.square(true - predicted), axis=(1, 2, 3))
         if self.scale == "relative":
             return error / ops.mean(ops.square(true), axis=(1, 2, 3))
         return error * self.scale**2
-
-    def features_of(self, picture):
-        """The layer's features (B, h, w, C) of pictures in [0, 1]."""
-        return self.features(_to_vgg(picture))
 
     def get_config(self):
         return {**super().get_config(), "layer": self.layer, "weights": self.weights,
@@ -128,7 +124,8 @@ def _from_npz(path, names):
     return arrays
 
 
-def _to_vgg(picture):
+def to_vgg(picture):
+    """Pictures in [0, 1], of one channel or three, in VGG's range."""
     if picture.shape[-1] == 1:
         picture = ops.repeat(picture, 3, axis=-1)
     bgr = ops.flip(ops.cast(picture, "float32"), axis=-1) * 255

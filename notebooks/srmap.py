@@ -29,7 +29,7 @@
 # $$\tfrac12\left(|x_1 - x| + |x_2 - x| - |x_1 - x_2|\right),$$
 #
 # whose expectation is smallest when samples come from the distribution of the truth: as far from each other as from it. Its
-# distances are taken of the colours of a pixel and of VGG's features at a place, in which texture has its say. And every
+# distances are taken of the colours of a pixel and of the features at a place of three of VGG's layers, in which texture has its say. And every
 # other layer draws its noise for places four pixels apart, so that samples can differ in regions and not only from pixel to
 # pixel.
 #

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 
 from datasets.errors import InputError
-from losses import Charbonnier, Perceptual
+from losses import Charbonnier, Perceptual, PerceptualEnergy, energy_score
 from losses.perceptual import vgg19
 
 
@@ -106,6 +106,24 @@ def test_perceptual_computes_in_float32_in_mixed_precision(pair, weights):
     mixed = Perceptual("block1_conv2", path)
     assert mixed.features.output.dtype == "float32"
     np.testing.assert_allclose(mixed(*pair), expected, rtol=1e-6)
+
+
+def test_perceptual_energy_is_that_of_every_layer_over_its_mean(pair, weights, tmp_path, rng):
+    network, folder = weights
+    names, pictures = ("block1_conv2", "block2_conv1"), (*pair, rng.random(pair[0].shape, "float32"))
+    features = keras.Model(network.input, [network.get_layer(name).output for name in names])
+    hr, one, other = (features(keras.applications.vgg19.preprocess_input(x * 255.0)) for x in pictures)
+    expected = np.mean([energy_score(*of_layer) / np.mean(of_layer[0], (1, 2, 3))
+                        for of_layer in zip(hr, one, other, strict=True)], 0)
+    with np.load(folder / "vgg19.npz") as archive:  # those whose features are thrice as large
+        arrays = {name: 3 * value if name == "conv1_1_w" or name.endswith("b") else value
+                  for name, value in archive.items()}
+    np.savez(tmp_path / "thrice.npz", **arrays)
+    for file in (folder / "vgg19.npz", tmp_path / "thrice.npz"):  # whatever the size of the features
+        keras.mixed_precision.set_dtype_policy("mixed_bfloat16")  # of the network that is trained
+        loss = PerceptualEnergy(str(file), names)
+        np.testing.assert_allclose(loss(*pictures), expected, rtol=1e-3)
+        assert loss.features.trainable_variables == []
 
 
 def test_losses_are_rebuilt_from_their_config(pair, weights):

@@ -74,6 +74,7 @@ class Network(nn.Module):
 
 
 def bilinear(x, factor, antialias=False):
+    x = x.float() if antialias else x  # which PyTorch has no bfloat16 for
     return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False, antialias=antialias)
 
 

@@ -174,9 +174,10 @@ def table(rows, columns):
     )
 
 
-def high_water():
-    """MiB that this process has had at most; getrusage's figure starts from its parent's."""
-    return int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]) / 1024
+def resident(peak=True):
+    """MiB that this process has had at most, or has; getrusage's figure starts from its parent's."""
+    found = re.search(rf"{'VmHWM' if peak else 'VmRSS'}:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found[1]) / 1024
 
 
 def save(name, rows, **more):

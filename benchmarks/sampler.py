@@ -22,7 +22,7 @@ from unittest import mock
 import keras
 import numpy as np
 import tensorflow as tf
-from common import high_water, interleaved, peak_functions, randomise, save, table
+from common import interleaved, peak_functions, randomise, resident, save, table
 from keras import ops
 
 import models.sampler
@@ -230,7 +230,7 @@ def measure(setup, batch, rounds, naive_steps):
     start = time.perf_counter()
     picture = sampler.predict_on_batch(inputs)
     first = time.perf_counter() - start
-    peak = high_water()
+    peak = resident()
 
     engine, naive = faster_naive(network, inputs)
     matmul, flop = peak_functions()["matmul float32"]

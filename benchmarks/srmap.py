@@ -6,7 +6,8 @@ The step is the game's with R1 (`train/srmap.py reported --size reduced`): a bat
 between the networks, each gets its gradients, each its Adam. Inference is the generator
 alone, full and reduced, with noise and without: ours is a function of the place, PyTorch's
 comes from its generator, on one core. All engines take turns. Memory is the peak of a process
-of its own, compiling included, over what it had before the first call.
+of its own, compiling included, over what it had before the first call; where that, once used to
+build a large network, suffices, little is left to see.
 """
 
 from commands import command  # first: it quietens TensorFlow
@@ -23,12 +24,12 @@ import torch
 import torch._inductor.config
 from common import (
     flop,
-    high_water,
     interleaved,
     keras_step,
     keras_trainer,
     peak_functions,
     randomise,
+    resident,
     save,
     table,
     training_rows,
@@ -232,10 +233,10 @@ def inference_engines(size, noise, width, height, chosen=None):
 def peak_memory(size, noise, width, height, engine):
     """MiB that an engine needs at most for two pictures, over what the process had before."""
     (draw,) = inference_engines(size, noise, width, height, engine).values()
-    before = high_water()
+    before = resident(peak=False)
     for _ in range(2):
         draw()
-    return high_water() - before
+    return resident() - before
 
 
 def measure_inference(size, noise, width, height, rounds):

@@ -25,7 +25,7 @@ from evaluate import evaluate, table
 from losses import Charbonnier, Perceptual
 from models import resolve
 from models.lapsrn import direct_residual, lapsrn
-from train.loop import PictureValidation, RunSettings, fit, take_weights, weights_of
+from train.loop import PictureValidation, RunSettings, averaging, check_average, fit, take_weights, weights_of
 
 
 @dataclasses.dataclass
@@ -85,6 +85,8 @@ class Settings:
     """Epochs of `steps` steps."""
     steps: int = 250
     """Steps an epoch."""
+    ema: float = 0.0
+    """Momentum of the running average of the weights that is measured and saved; 0: none."""
     start: str = ""
     """A saved network to start from: layers of the same name and shape take its weights."""
 
@@ -98,7 +100,7 @@ REPORTED_X2 = Settings(
     chain="image", image_branch="subpixel", residual="features", levels="last", schedule="exponential",
     epochs=100, steps=500, run=RunSettings(early_stopping=10),
 )
-IMPROVED_X2 = Settings(batch=8, epochs=72, run=RunSettings(precision="mixed_bfloat16"))
+IMPROVED_X2 = Settings(batch=8, epochs=72, ema=0.999, run=RunSettings(precision="mixed_bfloat16"))
 PRESETS = {
     "reported-x2": ("The report's x2: real-world kernels, 128x128 LR patches.", REPORTED_X2),
     # 2000 patches / 4 = 500 steps.
@@ -169,7 +171,7 @@ def trainer(settings):
         else Perceptual(settings.vgg_layer, settings.vgg_weights)
     )
     model = LapSRNTrainer(network)
-    model.compile(optimizer=keras.optimizers.Adam(schedule), loss=loss)
+    model.compile(optimizer=keras.optimizers.Adam(schedule, **averaging(settings.ema)), loss=loss)
     return model
 
 
@@ -194,6 +196,7 @@ def main(preset: str, settings: Settings):
     for name in ("patch", "batch", "filters", "epochs", "steps"):
         if getattr(settings, name) < 1:
             raise InputError(f"{name}: must be at least 1, not {getattr(settings, name)}")
+    check_average(settings.ema)
     train, val, test = split(settings.data, settings.val_pictures, settings.test_pictures,
                              settings.run.seed, settings.train_pictures)
     val, test = (list(degraded(part, settings.scale, settings.degradation)) for part in (val, test))

@@ -293,6 +293,17 @@ class Keeper(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
+def averaging(momentum):
+    """What an optimiser of Keras takes to keep a running average of the weights; a momentum of 0: none."""
+    return {"use_ema": momentum > 0, "ema_momentum": momentum or 0.99}
+
+
+def check_average(momentum):
+    """Raise InputError for a momentum that no running average has."""
+    if not 0 <= momentum < 1:
+        raise InputError(f"ema: must be at least 0 and below 1, not {momentum}")
+
+
 def take_weights(network, given):
     """Copy weights from another network, layer by layer.
 
@@ -340,13 +351,13 @@ def _keep_settings(path, settings, begun):
     now = yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False)
     if begun and path.exists():
         before, after = (_flat(yaml.safe_load(text)) for text in (path.read_text(), now))
-        # A run may move to another folder and to other devices.
-        changed = [key for key in after
-                   if key not in ("run.folder", "run.replicas") and before.get(key) != after[key]]
+        # A run may move to another folder and to other devices; a setting that it does not know is newer.
+        changed = [key for key in after if key not in ("run.folder", "run.replicas")
+                   and before.get(key, after[key]) != after[key]]
         if changed:
             raise InputError(
                 f"{path.parent}: this run was started with another {changed[0]} "
-                f"({before.get(changed[0])}, now {after[changed[0]]}); choose another --run.folder "
+                f"({before[changed[0]]}, now {after[changed[0]]}); choose another --run.folder "
                 "(and --start to begin with this run's weights)"
             )
     else:

@@ -28,7 +28,15 @@ from losses import Fidelity, Perceptual, grid, relativistic, standard, total_var
 from models import resolve
 from models.srgan import discriminator, generator, start_as_interpolation
 from train.gan import GANTrainer, GANValidation, penalised
-from train.loop import PictureValidation, RunSettings, fit, take_weights, weights_of
+from train.loop import (
+    PictureValidation,
+    RunSettings,
+    averaging,
+    check_average,
+    fit,
+    take_weights,
+    weights_of,
+)
 
 
 @dataclasses.dataclass
@@ -281,8 +289,7 @@ def trainer(settings):
     )
     rate, discriminator_rate = schedules(settings)
     model.compile(
-        keras.optimizers.Adam(rate, beta_2=settings.beta_2, use_ema=settings.ema > 0,
-                              ema_momentum=settings.ema or 0.99),
+        keras.optimizers.Adam(rate, beta_2=settings.beta_2, **averaging(settings.ema)),
         keras.optimizers.Adam(discriminator_rate, beta_2=settings.beta_2),
     )
     return model
@@ -309,8 +316,7 @@ def main(preset: str, settings: Settings):
     least = 16 if settings.vgg else 2 * settings.scale  # what VGG19 halves four times, or what can be shrunk
     if settings.crop < least:
         raise InputError(f"crop: must be at least {least}, not {settings.crop}")
-    if not 0 <= settings.ema < 1:
-        raise InputError(f"ema: must be at least 0 and below 1, not {settings.ema}")
+    check_average(settings.ema)
     train, val, test = split(settings.data, settings.val_pictures, settings.test_pictures, settings.run.seed)
     val, test = (list(degraded(part, settings.scale, "bicubic")) for part in (val, test))
     patches = Patches(train, settings.scale, settings.crop // settings.scale, settings.batch,

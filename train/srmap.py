@@ -34,6 +34,8 @@ from train.gan import GANTrainer, GANValidation, TrainingSamples, penalised
 from train.loop import (
     PictureValidation,
     RunSettings,
+    averaging,
+    check_average,
     device_count,
     fit,
     run_folder,
@@ -264,7 +266,7 @@ def trainer(settings):
                 [settings.halve * settings.steps - 1], [rate, rate / 2])
         return keras.optimizers.Adam(rate, beta_2=settings.beta_2, epsilon=1e-8, **arguments)
 
-    model.compile(adam(use_ema=settings.ema > 0, ema_momentum=settings.ema or 0.99),
+    model.compile(adam(**averaging(settings.ema)),
                   adam() if settings.adversarial else None)
     return model
 
@@ -275,8 +277,7 @@ def check(settings):
     for name, least in least_of.items():
         if getattr(settings, name) < least:
             raise InputError(f"{name}: must be at least {least}, not {getattr(settings, name)}")
-    if not 0 <= settings.ema < 1:
-        raise InputError(f"ema: must be at least 0 and below 1, not {settings.ema}")
+    check_average(settings.ema)
     if not any(getattr(settings, name) for name in OBJECTIVES):
         raise InputError(f"{', '.join(OBJECTIVES)}: one must have a weight")
     parts = (2 if settings.adversarial else 1) * settings.accumulate * device_count(settings.run.replicas)

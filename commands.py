@@ -36,7 +36,8 @@ def command(main, presets=None):
     Args:
         main: Function whose arguments become the command line. With presets, it takes
             the chosen preset's name and its settings.
-        presets: Dict of name -> (description, settings).
+        presets: Dict of name -> (description, settings), `"quick"` among them, which is taken where
+            the command line names none.
 
     A mistake of the user's, and a full disk or the like, ends the program with one line
     and status 2; Ctrl-C with status 130.
@@ -46,8 +47,14 @@ def command(main, presets=None):
         if presets is None:
             tyro.cli(main)
         else:
-            name = next((word for word in sys.argv[1:] if not word.startswith("-")), "")
-            settings = tyro.extras.overridable_config_cli(presets, description=main.__doc__)
+            arguments = sys.argv[1:]
+            named = set(arguments) & {"-h", "--help", *presets}
+            if not named and (not arguments or arguments[0].startswith("-")):
+                others = ", ".join(preset for preset in presets if preset != "quick")
+                print(f"preset quick: {presets['quick'][0]} Others: {others}; --help explains.")
+                arguments = ["quick", *arguments]
+            name = next((word for word in arguments if word in presets), "")
+            settings = tyro.extras.overridable_config_cli(presets, description=main.__doc__, args=arguments)
             main(name, settings)
     except (InputError, OSError) as error:
         sys.exit(_fail(error))

@@ -39,7 +39,7 @@ tf.config.run_functions_eagerly(True)
 """
 KILLED = SMALL + """
 loop.Keeper.on_train_batch_end = lambda self, batch, logs=None: (
-    self.model.optimizer.iterations == {step} and os.kill(os.getpid(), signal.SIGKILL))
+    self.model.optimizer.iterations.numpy() == {step} and os.kill(os.getpid(), signal.SIGKILL))
 main("quick", {settings})
 """
 # One step of stochastic gradient descent on two logical devices, as `fit` makes it, and on one:

@@ -37,7 +37,7 @@ tf.config.run_functions_eagerly(True)
 """
 KILLED = SMALL + """
 loop.Keeper.on_train_batch_end = lambda self, batch, logs=None: (
-    self.model.optimizer.iterations == {step} and os.kill(os.getpid(), signal.SIGKILL))
+    self.model.optimizer.iterations.numpy() == {step} and os.kill(os.getpid(), signal.SIGKILL))
 main("reported", {settings})
 """
 # One step of stochastic gradient descent on two logical devices and on one, then a run on two.

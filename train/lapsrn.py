@@ -89,6 +89,8 @@ class Settings:
     """Momentum of the running average of the weights that is measured and saved; 0: none."""
     start: str = ""
     """A saved network to start from: layers of the same name and shape take its weights."""
+    start_partial: bool = False
+    """Start from a network that has only a part of the layers, such as one of another scale."""
 
     run: RunSettings = dataclasses.field(default_factory=RunSettings)
 
@@ -100,7 +102,7 @@ REPORTED_X2 = Settings(
     chain="image", image_branch="subpixel", residual="features", levels="last", schedule="exponential",
     epochs=100, steps=500, run=RunSettings(early_stopping=10),
 )
-IMPROVED_X2 = Settings(batch=8, epochs=72, ema=0.999, run=RunSettings(precision="mixed_bfloat16"))
+IMPROVED_X2 = Settings(batch=8, epochs=72, ema=0.999, run=RunSettings(precision="auto"))
 PRESETS = {
     "reported-x2": ("The report's x2: real-world kernels, 128x128 LR patches.", REPORTED_X2),
     # 2000 patches / 4 = 500 steps.
@@ -142,8 +144,9 @@ class LapSRNTrainer(keras.Model):
             outputs = keras.tree.flatten(self.network(lr, training=True))[-len(targets):]
             # A keras loss is divided by the replicas, whose gradients are summed.
             loss = sum(self.loss(hr, sr) for hr, sr in zip(targets, outputs, strict=True))
+            scaled = self.optimizer.scale_loss(loss)  # in float16, small gradients would vanish
         variables = self.network.trainable_variables
-        self.optimizer.apply(tape.gradient(loss, variables), variables)
+        self.optimizer.apply(tape.gradient(scaled, variables), variables)
 
         self.loss_metric.update_state(loss * replicas)
         self.psnr_metric.update_state(tf.image.psnr(targets[-1], tf.clip_by_value(outputs[-1], 0, 1), 1))
@@ -159,7 +162,8 @@ def trainer(settings):
         residual=settings.residual,
     )
     if settings.start:
-        take_weights(network, with_direct_residual(weights_of(resolve.load(settings.start)), network))
+        take_weights(network, with_direct_residual(weights_of(resolve.load(settings.start)), network),
+                     settings.start_partial)
     total = settings.epochs * settings.steps
     schedule = (
         keras.optimizers.schedules.CosineDecay(settings.learning_rate, total)

@@ -33,6 +33,7 @@ from datasets.errors import InputError
 from datasets.pictures import contact_sheet, to_float, to_uint8, write_picture
 from metrics.image import quality
 from models.resolve import at_precision, resolve
+from precision import chosen_precision
 
 
 @dataclasses.dataclass
@@ -41,12 +42,13 @@ class RunSettings:
 
     folder: str = ""
     """Folder of the run; empty: runs/PAPER/PRESET. An existing run goes on."""
-    precision: Literal["float32", "mixed_bfloat16"] = "float32"
-    """Of the network; weights stay float32. mixed_bfloat16 is about 1.6 times as fast where the
-    processor has bfloat16."""
+    precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = "float32"
+    """Of the network; weights stay float32. auto: the fastest that the machine computes natively:
+    mixed_bfloat16 on processors with AVX512-BF16 or AMX and on newer GPUs, mixed_float16 on older
+    GPUs, else float32."""
     replicas: int = 0
     """Devices to train on. 0: every visible GPU, or the CPU. With no GPU, 2 or more split the CPU
-    into logical devices, which tests multi-device training but does not speed it up."""
+    into logical devices, which tests training on several but does not speed it up."""
     seed: int = 0
     """Of weights, patches and augmentation."""
     early_stopping: int = 0
@@ -61,22 +63,21 @@ def device_count(replicas):
 
 
 def strategy(replicas):
-    """The distribution strategy for so many devices (see `RunSettings.replicas`).
+    """The `tf.distribute.MirroredStrategy` of so many devices (see `RunSettings.replicas`).
 
     Must be called before TensorFlow computes anything if it is to split the CPU.
     """
     gpus = tf.config.list_physical_devices("GPU")
     wanted = device_count(replicas)
-    if wanted == 1:
-        return tf.distribute.get_strategy()
     if gpus:
         if wanted > len(gpus):
             raise InputError(f"replicas: {wanted} asked for, but {len(gpus)} GPUs are visible")
         return tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(wanted)])
-    cpu = tf.config.list_physical_devices("CPU")[0]
-    logical = [tf.config.LogicalDeviceConfiguration()] * wanted
-    if tf.config.get_logical_device_configuration(cpu) != logical:
-        tf.config.set_logical_device_configuration(cpu, logical)
+    if wanted > 1:
+        cpu = tf.config.list_physical_devices("CPU")[0]
+        logical = [tf.config.LogicalDeviceConfiguration()] * wanted
+        if tf.config.get_logical_device_configuration(cpu) != logical:
+            tf.config.set_logical_device_configuration(cpu, logical)
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(wanted)])
 
 
@@ -112,7 +113,8 @@ def fit(build, batches, validation, settings, *, run, paper, preset, epochs, ste
     _keep_settings(folder / "settings.yaml", settings, begun=backup.exists())
 
     keras.utils.set_random_seed(run.seed)
-    keras.mixed_precision.set_dtype_policy(run.precision)
+    precision = chosen_precision(run.precision)
+    keras.mixed_precision.set_dtype_policy(precision)
     distribution = strategy(run.replicas)
     if wrong := [step for step in run.snapshots if step % steps]:
         raise InputError(f"run.snapshots: {wrong[0]} does not end an epoch of {steps} steps")
@@ -137,7 +139,7 @@ def fit(build, batches, validation, settings, *, run, paper, preset, epochs, ste
         print(f"{folder}: done already, after {done} of {epochs} epochs")
         return folder
     print(f"{folder}: {'going on after' if done else 'starting, done'} {done} of {epochs} epochs, "
-          f"{distribution.num_replicas_in_sync} device(s), {run.precision}")
+          f"{distribution.num_replicas_in_sync} device(s), {precision}")
 
     keeper = Keeper(folder, trainer, validation, log, run, steps)
     trainer.fit(
@@ -223,8 +225,9 @@ class PictureValidation(Validation):
         pictures = [resolve(network, lr) for _, lr, _ in self.pairs]
         scores = [quality(hr, to_uint8(sr), hr.shape[0] // lr.shape[0])
                   for (_, lr, hr), sr in zip(self.pairs, pictures, strict=True)]
-        contrast = np.mean([sr.std() / max(to_float(hr).std(), 1e-6)
-                            for (_, _, hr), sr in zip(self.pairs, pictures, strict=True)])
+        contrasts = [sr.std() / to_float(hr).std()
+                     for (_, _, hr), sr in zip(self.pairs, pictures, strict=True) if hr.std() > 1]
+        contrast = np.mean(contrasts or 1)
         if contrast < 0.1:
             print(f"ALARM: the output is almost constant ({contrast:.0%} of the contrast of HR): "
                   "check that LR and HR belong together")
@@ -245,8 +248,12 @@ class Keeper(keras.callbacks.Callback):
         self.failure = None
         self.images = tf.summary.create_file_writer(str(folder / "tensorboard" / "samples"))
 
+    def on_train_begin(self, logs=None):
+        self.began, self.first = time.perf_counter(), None
+
     def on_epoch_begin(self, epoch, logs=None):
         self.started = time.perf_counter()
+        self.first = epoch if self.first is None else self.first
 
     def on_train_batch_end(self, batch, logs=None):
         if not math.isfinite(logs["loss"]):
@@ -266,6 +273,7 @@ class Keeper(keras.callbacks.Callback):
         logs.update(scores)
         step = (epoch + 1) * self.steps
         row = {"epoch": epoch + 1, "step": step, "seconds": round(seconds, 2),
+               "step_seconds": round(seconds / self.steps, 4),
                **{key: round(float(value), 6) for key, value in logs.items()}}
         self.failure = self.validation.failure(row, self.log.rows)
         if self.failure:
@@ -288,6 +296,10 @@ class Keeper(keras.callbacks.Callback):
         part = self.folder / "backup.part.weights.h5"
         self.model.save_weights(part)
         os.replace(part, self.folder / "backup.weights.h5")
+        done, left = epoch + 1 - self.first, self.params["epochs"] - epoch - 1
+        end = (time.perf_counter() - self.began) / done * left  # validation included
+        print(f"epoch {epoch + 1} of {self.params['epochs']}: {seconds / self.steps:.3f} s a step"
+              + (f", ends in about {_duration(end)}" if left else ""))
         if self.log.stale(self.run.early_stopping):
             print(f"early stopping: no better {self.validation.key} for {self.run.early_stopping} epochs")
             self.model.stop_training = True
@@ -304,29 +316,62 @@ def check_average(momentum):
         raise InputError(f"ema: must be at least 0 and below 1, not {momentum}")
 
 
-def take_weights(network, given):
-    """Copy weights from another network, layer by layer.
+def take_weights(network, given, partial=False, new=()):
+    """Copy weights from another network, layer by layer, and say how many.
+
+    A layer takes the weights of its namesake where they have its shapes; networks whose
+    shapes are the same throughout need no names in common.
 
     Args:
-        given: Dict of layer name -> list of weights, such as `weights_of` a network. Layers
-            without a namesake of the same shapes keep theirs.
+        given: Dict of layer name -> list of weights, such as `weights_of` a network.
+        partial: Whether layers that find no weights may keep theirs.
+        new: Classes of layers that may keep theirs in any case.
 
     Raises:
-        InputError: if no layer has one.
+        InputError: if no layer finds weights, or one does not that should.
     """
-    taken = 0
-    for layer in network.layers:
-        weights = given.get(layer.name, [])
-        if weights and [w.shape for w in weights] == [w.shape for w in layer.get_weights()]:
-            layer.set_weights(weights)
-            taken += 1
+    layers = dict(_layers(network))
+    if [*map(_shapes, given.values())] == [_shapes(layer.get_weights()) for layer in layers.values()]:
+        given = dict(zip(layers, given.values(), strict=True))
+    taken = [name for name, layer in layers.items()
+             if _shapes(given.get(name, [])) == _shapes(layer.get_weights())]
+    missing = [name for name, layer in layers.items() if name not in taken and not isinstance(layer, new)]
     if not taken:
         raise InputError(f"start: the network has no layer in common with {network.name}")
+    if missing and not partial:
+        raise InputError(
+            f"start: only {len(taken)} of {len(layers)} layers find weights of their shape in it, "
+            f"{missing[0]} does not; --start-partial takes what there is and trains the others anew")
+    for name in taken:
+        layers[name].set_weights(given[name])
+    counts = [sum(layers[name].count_params() for name in names) for names in (taken, layers)]
+    print(f"start: took {len(taken)} of {len(layers)} layers, {counts[0]:,} of {counts[1]:,} weights")
 
 
 def weights_of(network):
-    """Dict of layer name -> list of its weights."""
-    return {layer.name: layer.get_weights() for layer in network.layers}
+    """Dict of layer name -> list of its weights; of a network within, `network/layer`."""
+    return {name: layer.get_weights() for name, layer in _layers(network)}
+
+
+def _layers(network, prefix=""):
+    """(name, layer) of every layer with weights."""
+    for layer in network.layers:
+        if isinstance(layer, keras.Model):
+            yield from _layers(layer, f"{prefix}{layer.name}/")
+        elif layer.weights:
+            yield prefix + layer.name, layer
+
+
+def _shapes(weights):
+    return [w.shape for w in weights]
+
+
+def _duration(seconds):
+    """`2 h 5 min`, `5 min`, `40 s`."""
+    minutes = round(seconds / 60)
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
 def save(network, path):
@@ -351,8 +396,8 @@ def _keep_settings(path, settings, begun):
     now = yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False)
     if begun and path.exists():
         before, after = (_flat(yaml.safe_load(text)) for text in (path.read_text(), now))
-        # A run may move to another folder and to other devices; a setting that it does not know is newer.
-        changed = [key for key in after if key not in ("run.folder", "run.replicas")
+        # A run may move to another folder and another machine; a setting that it does not know is newer.
+        changed = [key for key in after if key not in ("run.folder", "run.replicas", "run.precision")
                    and before.get(key, after[key]) != after[key]]
         if changed:
             raise InputError(

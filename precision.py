@@ -42,8 +42,11 @@ def chosen_precision(asked):
     native = native_precision()
     if asked == "auto":
         return native
-    known = {"float32", native.removeprefix("mixed_")}
-    if asked.removeprefix("mixed_") not in known:
+    # A GPU that has bfloat16 has float16 too.
+    computed = {"float32", native.removeprefix("mixed_")}
+    if native != "float32" and tf.config.list_physical_devices("GPU"):
+        computed.add("float16")
+    if asked.removeprefix("mixed_") not in computed:
         warnings.warn(f"precision: this machine only emulates {asked}, which may be ten times slower than "
                       "float32", stacklevel=2)
     return asked

@@ -178,6 +178,30 @@ def test_training_names_its_presets(run_command):
     assert all(preset in result.stdout for preset in PRESETS)
 
 
+@pytest.mark.parametrize(("arguments", "preset", "epochs"), [
+    ([], "quick", PRESETS["quick"][1].epochs), (["--epochs", "3"], "quick", 3),
+    (["improved-x2", "--epochs", "3"], "improved-x2", 3)])
+def test_training_without_a_preset_takes_the_quick_one_and_says_so(call, capsys, arguments, preset, epochs):
+    def main(name, settings):
+        """Nothing."""
+        assert (name, settings) == (preset, dataclasses.replace(PRESETS[preset][1], epochs=epochs))
+
+    call(main, *arguments, presets=PRESETS)
+    out = capsys.readouterr().out
+    if preset == "quick":
+        assert out.startswith("preset quick: A small x2 network on photographs that scikit-image ships. ")
+        assert all(name in out for name in PRESETS)
+    else:
+        assert not out
+
+
+def test_a_preset_that_does_not_exist_is_named(call, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        call(train, "improved-x3", presets=PRESETS)
+    assert stopped.value.code == 2
+    assert "improved-x3" in capsys.readouterr().err
+
+
 def test_training_explains_every_setting(call, capsys):
     with pytest.raises(SystemExit) as stopped:
         call(train, "quick", "--help", presets=PRESETS)

@@ -128,7 +128,7 @@ def test_squeezenet_distance_is_its_formula(pair, arrays, distance):
 
 def test_squeezenet_distance_is_a_distance(pair, distance):
     hr, noisy = pair
-    assert distance(hr, hr) == 0
+    assert distance(hr, hr) < 1e-9  # of the two in a batch, a processor may round one otherwise
     assert distance(hr, noisy) == pytest.approx(distance(noisy, hr), rel=1e-5)
     assert distance(hr, noisy) > distance(hr, to_uint8(hr / 255 * 0.9 + noisy / 255 * 0.1)) > 0
 
@@ -208,7 +208,7 @@ def test_lpips_is_that_of_the_package(pair, tmp_path, kind):
     ours = LPIPS(tmp_path / "weights.pth")
     assert ours(*pair) == pytest.approx(expected, rel=1e-4)
     assert ours(*(x / np.float32(255) for x in pair)) == pytest.approx(expected, rel=1e-4)
-    assert ours(pair[0], pair[0]) == 0 < expected
+    assert ours(pair[0], pair[0]) < 1e-9 < expected
     assert ours(*(x[:9, :40, :1] for x in pair)) > 0  # small and grey
 
 

@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import os
+import re
 import signal
 
 import keras
@@ -20,7 +21,7 @@ from losses import Charbonnier
 from models import resolve
 from models.lapsrn import lapsrn
 from train.lapsrn import PRESETS, Settings, main, trainer
-from train.loop import Keeper, Log, RunSettings, take_weights, weights_of
+from train.loop import Keeper, Log, RunSettings, _duration, take_weights, weights_of
 
 STEPS = 3
 # One step of stochastic gradient descent on two logical devices and on one: Adam would
@@ -158,7 +159,8 @@ def test_training_beats_bicubic_on_what_it_learns_from(tiny, tmp_path):
     assert result["mean"]["psnr_y"] > result["bicubic"]["psnr_y"] + 0.1
 
 
-@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16"])
+# In float16 the loss is scaled, which moves by itself.
+@pytest.mark.parametrize("precision", ["float32", "mixed_bfloat16", "mixed_float16"])
 def test_a_stopped_run_goes_on_to_the_same_weights_to_the_bit(tiny, tmp_path, monkeypatch, precision):
     main("quick", tiny("whole", precision))
     with monkeypatch.context() as patch:
@@ -286,6 +288,22 @@ def test_model_is_the_best_epoch_and_last_is_the_last(tiny, tmp_path, monkeypatc
             np.testing.assert_array_equal(one, two)
 
 
+def test_a_flat_picture_ends_no_training(tmp_path, photos, capsys):
+    """Black pictures among the others, and nothing else: perfect patches and scores are no fault."""
+    for name, count in (("some", 9), ("all", 3)):
+        (tmp_path / name).mkdir()
+        for i in range(count):
+            picture = photos["astronaut"][30 * i : 30 * i + 48, 40 * i : 40 * i + 48]
+            write_picture(tmp_path / name / f"{i}.png", picture if name == "some" and i else picture * 0)
+        for seed in range(3):  # another one is held out
+            run = RunSettings(str(tmp_path / f"{name}{seed}"), seed=seed)
+            main("quick", Settings(data=(str(tmp_path / name),), filters=4, depth=(2,), patch=8, batch=2,
+                                   steps=2, epochs=1, val_pictures=1, test_pictures=1, run=run))
+            row, = rows(run.folder)
+            assert all(np.isfinite(float(value)) for value in row.values())
+    assert "ALARM" not in capsys.readouterr().out
+
+
 def test_constant_output_raises_the_alarm(tiny, monkeypatch, capsys):
     monkeypatch.setattr("train.loop.resolve", lambda network, lr: np.full(
         (lr.shape[0] * 2, lr.shape[1] * 2, 3), 0.5, "float32"))
@@ -382,6 +400,52 @@ def test_a_network_starts_from_the_levels_of_another(tiny, tmp_path, randomize):
 def test_a_network_that_shares_nothing_cannot_be_started_from():
     with pytest.raises(InputError, match="start: the network has no layer in common with lapsrn_x2"):
         take_weights(lapsrn(2, filters=4, depth=1), weights_of(lapsrn(4, filters=5, depth=1, channels=3)))
+
+
+def test_a_part_is_taken_only_where_it_is_asked_for(tmp_path, tiny, capsys):
+    lapsrn(2, filters=4, depth=2, residual="features").save(tmp_path / "x2.keras")
+    settings = tiny(scale=4, start=str(tmp_path / "x2.keras"))
+    with pytest.raises(InputError, match=r"only 5 of 8 layers find weights .* level2_conv1 does not"):
+        trainer(settings)
+    trainer(dataclasses.replace(settings, start_partial=True))
+    assert "start: took 5 of 8 layers, 965 of 1,665 weights" in capsys.readouterr().out
+
+
+def test_networks_of_one_structure_need_no_names_in_common():
+    def network(width=3):
+        inner = keras.Sequential([keras.Input((2,)), keras.layers.Dense(width), keras.layers.Dense(1)])
+        x = keras.Input((2,))
+        return keras.Model(x, keras.layers.Dense(2)(inner(x)))
+
+    one, two, other = network(), network(), network(4)
+    assert not weights_of(one).keys() & weights_of(two).keys()
+    take_weights(two, weights_of(one))
+    for a, b in zip(one.get_weights(), two.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(InputError, match="no layer in common"):
+        take_weights(other, weights_of(one))
+
+
+def test_layers_that_may_be_new_are_no_part():
+    source, target = (keras.Sequential([keras.Input((2,)), keras.layers.Dense(2, name="same"), *more])
+                      for more in ([], [keras.layers.BatchNormalization(name="new")]))
+    with pytest.raises(InputError, match="only 1 of 2 layers find weights"):
+        take_weights(target, weights_of(source))
+    take_weights(target, weights_of(source), new=(keras.layers.BatchNormalization,))
+    np.testing.assert_array_equal(target.get_weights()[0], source.get_weights()[0])
+
+
+def test_a_run_tells_when_it_ends(tiny, capsys):
+    main("quick", tiny(epochs=2))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert re.fullmatch(r"epoch 1 of 2: 0\.\d{3} s a step, ends in about \d+ s", lines[0])
+    assert re.fullmatch(r"epoch 2 of 2: 0\.\d{3} s a step", lines[1])
+
+
+@pytest.mark.parametrize(("seconds", "text"), [
+    (5.4, "5 s"), (89, "89 s"), (120, "2 min"), (3599, "1 h 0 min"), (7500, "2 h 5 min")])
+def test_durations_are_words(seconds, text):
+    assert _duration(seconds) == text
 
 
 def test_log_can_be_cut_back(tmp_path):

@@ -1,6 +1,7 @@
 """train/pixel_recursive.py: its optimiser, its loss, and whole trainings in miniature."""
 
 import dataclasses
+import signal
 from functools import partial
 
 import keras
@@ -22,6 +23,19 @@ from train.loop import Keeper, Log, RunSettings
 from train.pixel_recursive import PRESETS, PixelRecursiveTrainer, RMSprop, main, split, trainer
 
 STEPS = 2
+KILLED = """
+import os, signal
+from functools import partial
+import evaluate, train.pixel_recursive as script
+from train.pixel_recursive import *
+from train.loop import Keeper
+evaluate.Sampler = script.Sampler = partial(Sampler, jit_compile=False)
+def kill(self, batch, logs=None):
+    if self.model.optimizer.iterations.numpy() == {step}:
+        os.kill(os.getpid(), signal.SIGKILL)
+Keeper.on_train_batch_end = kill
+main("corners", {settings})
+"""
 MEASURES = ["val_psnr", "val_ssim", "val_ms_ssim", "val_one_digit"]
 
 
@@ -288,8 +302,8 @@ def test_a_run_leaves_its_network_log_settings_snapshots_and_samples(settings, t
     }
     assert yaml.safe_load((folder / "settings.yaml").read_text())["data"]["val_pictures"] == 4
     log = rows(folder)
-    assert list(log[0]) == ["epoch", "step", "seconds", "loss", "val_bits", "val_bits_a", "val_bits_b",
-                            *MEASURES]
+    assert list(log[0]) == ["epoch", "step", "seconds", "step_seconds", "loss",
+                            "val_bits", "val_bits_a", "val_bits_b", *MEASURES]
     assert [(row["epoch"], row["step"]) for row in log] == [("1", "2"), ("2", "4")]
     assert all(0 < float(row["val_bits"]) < 16 for row in log)
     for one, two in zip(weights(folder, "step_4.keras"), weights(folder), strict=True):
@@ -327,6 +341,16 @@ def test_a_stopped_run_goes_on_to_the_same_weights_to_the_bit(settings, tmp_path
                zip(weights(tmp_path / "whole"), trainer(stopped).network.get_weights(), strict=True))
 
 
+def test_a_killed_process_goes_on(settings, tmp_path, uncompiled, run_command):
+    changes = {"model": "independent", "data": {"val_pictures": 2}}
+    main("corners", settings("whole", **changes))
+    result = run_command("-c", KILLED.format(step=STEPS + 1, settings=repr(settings("killed", **changes))))
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    assert len(rows(tmp_path / "killed")) == 1
+    main("corners", settings("killed", **changes))
+    assert_same_run(tmp_path / "killed", tmp_path / "whole")
+
+
 @pytest.mark.parametrize("model", ["recursive", "independent", "regression"])
 @pytest.mark.parametrize("norm", ["batch", "spade", "batch+lr"])
 def test_a_step_trains_every_weight(settings, model, norm):
@@ -344,7 +368,7 @@ def test_a_step_trains_every_weight(settings, model, norm):
 def test_networks_without_a_prior_train(settings, tmp_path, uncompiled, capsys, model, score):
     main("corners", settings(model=model))
     log = rows(tmp_path / "run")
-    assert list(log[0]) == ["epoch", "step", "seconds", "loss", score, *MEASURES]
+    assert list(log[0]) == ["epoch", "step", "seconds", "step_seconds", "loss", score, *MEASURES]
     best = min(log, key=lambda row: float(row[score]))
     same = [(one == two).all() for one, two in
             zip(weights(tmp_path / "run", "model.keras"), weights(tmp_path / "run"), strict=True)]

@@ -30,6 +30,24 @@ theirs = tfa.image.gaussian_filter2d(x, filter_shape=5, sigma=1.5, padding="CONS
 ours = keras.ops.image.gaussian_blur(x, kernel_size=(5, 5), sigma=(1.5, 1.5), data_format="channels_last")
 """,
 }
+# Where a weight goes in twenty steps. Decay is decoupled in both, but tensorflow-addons does not multiply
+# it by the learning rate.
+OPTIMISERS = {
+    "AdamW": ("tfa.optimizers.AdamW(weight_decay=2e-4, learning_rate=0.02)",
+              "keras.optimizers.AdamW(learning_rate=0.02, weight_decay=0.01)"),
+    "Lamb": ("tfa.optimizers.LAMB(learning_rate=0.02, epsilon=1e-6)",
+             "keras.optimizers.Lamb(learning_rate=0.02, epsilon=1e-6)"),
+}
+PARITY |= {name: f"""
+rng = np.random.default_rng(1)
+start, gradients = rng.normal(size=7).astype("float32"), rng.normal(size=(20, 7)).astype("float32")
+theirs, ours = tf.Variable(start), keras.Variable(start)
+first, second = {first}, {second}
+for gradient in gradients:
+    first.apply_gradients([(tf.constant(gradient), theirs)])
+    second.apply([tf.constant(gradient)], [ours])
+assert np.abs(np.asarray(ours) - start).min() > 0.01, "a weight that stays proves nothing"
+""" for name, (first, second) in OPTIMISERS.items()}
 TEMPLATE = """
 import numpy as np, keras, tensorflow as tf, tensorflow_addons as tfa
 x = tf.constant(np.random.default_rng(0).random((2, 12, 16, 3), "float32"))

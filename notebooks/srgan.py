@@ -92,7 +92,7 @@ print(f"discriminator: {trainable(discriminator()):,}; with the paper's dense he
 # %% [markdown]
 # ## Training
 #
-# A warm-up on pixels alone, then the game. Everything that the game logs, for the shipped x2 network: 250 steps in ten
+# A warm-up on pixels alone, then the game. Everything that the game logs, for the shipped x2 network: 400 steps in ten
 # epochs. `accuracy` is the share of pairs in which the discriminator finds the real picture more real. Without the penalty
 # on its gradient (`r1`) it wins: then what the generator invents drifts away from the truth, and a grid appears.
 

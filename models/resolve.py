@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from datasets.color import rgb_to_ycbcr, ycbcr_to_rgb
+from datasets.color import grey_to_y, rgb_to_ycbcr, y_to_grey, ycbcr_to_rgb
 from datasets.degradations import imresize
 from datasets.errors import InputError
 from datasets.pictures import to_float, to_uint8
@@ -114,8 +114,9 @@ def scale_of(network):
 def resolve(network, lr, temperature=1.0, seed=0, origin=(0, 0)):
     """Super-resolve one picture, (H, W, 1|3), uint8 or float in [0, 1].
 
-    A network of one channel gets the luminance (or the grey picture); chrominance is
-    upscaled by bicubic interpolation. Pictures of any size from 1 x 1 work.
+    A network of one channel gets the luminance, of a grey picture too, in the range that it
+    was trained on, 16..235 over 255; chrominance is upscaled by bicubic interpolation.
+    Pictures of any size from 1 x 1 work.
 
     Args:
         temperature, seed: What the noise of a `stochastic` network is multiplied by, and
@@ -133,7 +134,9 @@ def resolve(network, lr, temperature=1.0, seed=0, origin=(0, 0)):
     below, right = (SMALLEST if size < SMALLEST else 0 for size in (height, width))
     padded = np.pad(lr, ((0, below), (0, right), (0, 0)), "symmetric")
 
-    if channels == colours:
+    if channels == colours == 1:
+        sr = y_to_grey(_run(network, grey_to_y(padded), noise))
+    elif channels == colours:
         sr = _run(network, padded, noise)
     elif channels == 1:
         ycbcr = rgb_to_ycbcr(padded)

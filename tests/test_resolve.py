@@ -131,6 +131,42 @@ def test_tiles_make_the_whole_picture(photo, randomize, scale, channels, size, t
     assert (difference > 0).mean() < 1e-3
 
 
+@pytest.mark.parametrize("size", [(1, 3), (13, 19)])
+@pytest.mark.parametrize(("channels", "colours"), [(1, 1), (1, 3), (3, 3)])
+def test_the_ensemble_of_an_equivariant_network_is_the_network(rng, channels, colours, size):
+    network = lapsrn(2, channels, filters=4, depth=1)  # untrained: bicubic interpolation
+    lr = rng.random((*size, colours), "float32")
+    np.testing.assert_allclose(resolve(network, lr, ensemble=True), resolve(network, lr), atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_the_ensemble_is_the_mean_over_turns_and_flips(photo, randomize, scale):
+    network = randomize(lapsrn(scale, 3, filters=4, depth=1), 0.05)
+    lr = photo[:12, :17] / np.float32(255)
+    # The symmetries of a rectangle, each its own inverse, of the picture and of its transpose.
+    mirrors = [lambda x: x, np.flipud, np.fliplr, lambda x: x[::-1, ::-1]]
+    seen = [(mirror(lr), mirror) for mirror in mirrors]
+    seen += [(mirror(lr).transpose(1, 0, 2), lambda x, m=mirror: m(x.transpose(1, 0, 2)))
+             for mirror in mirrors]
+    made = [back(keras.tree.flatten(network.predict_on_batch(picture[None]))[-1][0])
+            for picture, back in seen]
+    assert min(np.abs(a - b).max() for i, a in enumerate(made) for b in made[:i]) > 0.01
+    expected = np.mean(made, 0).clip(0, 1)
+    np.testing.assert_allclose(resolve(network, lr, ensemble=True), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "tile"), [((33, 25), 16), ((5, 30), 8)])
+def test_tiles_make_the_whole_ensemble(photo, randomize, size, tile):
+    network = randomize(lapsrn(2, filters=6, depth=1))
+    lr = photo[: size[0], : size[1]]
+    whole = to_uint8(resolve(network, lr, ensemble=True))
+    assert psnr(whole, to_uint8(resolve(network, lr))) < 40
+    tiled = resolve_tiled(network, lr, tile, ensemble=True)
+    difference = np.abs(tiled.astype(int) - whole)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 1e-3
+
+
 def test_progress_counts_every_pixel_once(photo, randomize):
     pixels = []
     resolve_tiled(randomize(lapsrn(2, filters=4, depth=1)), photo[:21, :30], 8, pixels.append)

@@ -49,7 +49,7 @@ COLUMNS = {"psnr_y": ("PSNR-Y", ".2f"), "ssim_y": ("SSIM-Y", ".4f"), "psnr_rgb":
            "squeezenet_distance": ("Squeeze*", ".4f"), "diversity_score": ("S", ".2f")}
 
 
-def evaluate(network, pairs, distances=None, samples=1, temperature=1.0, seed=0):
+def evaluate(network, pairs, distances=None, samples=1, temperature=1.0, seed=0, ensemble=False):
     """Measure a network on (name, lr, hr) triples, uint8.
 
     Args:
@@ -58,6 +58,7 @@ def evaluate(network, pairs, distances=None, samples=1, temperature=1.0, seed=0)
         samples: How many pictures a network with noise draws of each LR, from the seeds
             `seed`, `seed` + 1 and so on. Measures are means over them.
         temperature: What the noise is multiplied by.
+        ensemble: Measure the mean over turns and flips, see `models.resolve.resolve`.
 
     Returns:
         A dict of `mean` and `bicubic`, each holding what `metrics.quality` gives, the
@@ -69,7 +70,7 @@ def evaluate(network, pairs, distances=None, samples=1, temperature=1.0, seed=0)
     """
     scale, drawn = resolve.scale_of(network), resolve.stochastic(network)
     methods = {
-        "network": lambda lr: [resolve.resolve(network, lr, temperature, seed + k)
+        "network": lambda lr: [resolve.resolve(network, lr, temperature, seed + k, ensemble=ensemble)
                                for k in range(samples if drawn else 1)],
         "bicubic": lambda lr: [imresize(lr, scale)],
     }
@@ -130,7 +131,7 @@ def table(result):
     return "\n".join(lines)
 
 
-def figure(network, pairs, temperature=1.0, seed=0, size=96):
+def figure(network, pairs, temperature=1.0, seed=0, size=96, ensemble=False):
     """Crops of LR, bicubic, SR and HR side by side, up to eight pictures: a matplotlib figure."""
     import matplotlib.pyplot as plt
 
@@ -138,7 +139,7 @@ def figure(network, pairs, temperature=1.0, seed=0, size=96):
     pairs = pairs[:8]
     sheet, axes = plt.subplots(len(pairs), 4, figsize=(10, 2.6 * len(pairs)), squeeze=False)
     for row, (name, lr, hr) in zip(axes, pairs, strict=True):
-        sr = to_uint8(resolve.resolve(network, lr, temperature, seed))
+        sr = to_uint8(resolve.resolve(network, lr, temperature, seed, ensemble=ensemble))
         bicubic = imresize(lr, scale)
         crop = min(size, *hr.shape[:2]) // scale
         top, left = busiest(lr, crop)
@@ -282,6 +283,7 @@ def main(
     precision: Literal["float32", "bfloat16"] = "float32",
     blend: float = 0.0,
     blend_with: str = "",
+    ensemble: bool = False,
     lpips: str = "",
     squeezenet: str = "",
     crop: Crop = "centre",
@@ -302,6 +304,7 @@ def main(
         precision: What the network computes in.
         blend: Interpolate the weights towards those of --blend-with: 0 is MODEL, 1 the other.
         blend_with: Another network of the same structure, such as srresnet for srgan.
+        ensemble: Measure the mean over the picture's eight turns and flips, in eight times the time.
         lpips: Also measure LPIPS, with torchvision's ImageNet weights of AlexNet or VGG16 in this
             file (.pth); needs `pip install lpips`.
         squeezenet: Also measure the SqueezeNet distance, uncalibrated, with Keras's weights of
@@ -327,6 +330,8 @@ def main(
         distances["squeezenet_distance"] = SqueezeNetDistance(squeezenet)
     network = resolve.load_blended(model, precision, blend, blend_with)
     scale, size = resolve.scale_of(network), resolve.lr_size(network)
+    if ensemble:
+        resolve.check_ensemble(network)
     if size:
         check_sampling(samples, temperature, seed)
         if degradation != "bicubic":
@@ -347,10 +352,10 @@ def main(
         if resolve.stochastic(network):
             check_sampling(samples, temperature, seed, noise=True)
         pairs = list(degraded(load(data, "test", limit), scale, degradation))
-        result = evaluate(network, pairs, distances, samples, temperature, seed)
+        result = evaluate(network, pairs, distances, samples, temperature, seed, ensemble)
         print(table(result))
         if figure_file:
-            figure(network, pairs, temperature, seed).savefig(figure_file, dpi=110)
+            figure(network, pairs, temperature, seed, ensemble=ensemble).savefig(figure_file, dpi=110)
     if json_file:
         Path(json_file).write_text(json.dumps(_finite(result), indent=1))
 

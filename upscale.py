@@ -66,9 +66,11 @@ def destinations(inputs, folder, scale):
     return jobs
 
 
-def upscale(network, picture, tile=256, progress=None, overlap=None, temperature=1.0, seed=0):
+def upscale(network, picture, tile=256, progress=None, overlap=None, temperature=1.0, seed=0,
+            ensemble=False):
     """Upscale a `Picture`; alpha goes through bicubic interpolation."""
-    pixels = resolve.resolve_tiled(network, picture.pixels, tile, progress, overlap, temperature, seed)
+    pixels = resolve.resolve_tiled(network, picture.pixels, tile, progress, overlap, temperature, seed,
+                                   ensemble)
     alpha = picture.alpha
     return Picture(pixels, None if alpha is None else imresize(alpha, resolve.scale_of(network)))
 
@@ -94,6 +96,7 @@ def main(
     precision: Literal["float32", "bfloat16"] = "float32",
     blend: float = 0.0,
     blend_with: str = "",
+    ensemble: bool = False,
     tile: int = 256,
     crop: Crop = "centre",
     samples: int = 1,
@@ -111,6 +114,8 @@ def main(
         blend: Interpolate the weights towards those of --blend-with: 0 is MODEL, 1 the other. Between
             srgan and srresnet, that is between sharpness and PSNR.
         blend_with: Another network of the same structure, such as srresnet for srgan.
+        ensemble: Take the mean over the picture's eight turns and flips: about 0.1 dB better, in eight
+            times the time.
         tile: Size in LR pixels of the square computed at a time; memory grows with it.
         crop: Networks of one size: the square that is cut out, the largest in the middle or the
             face of an aligned CelebA picture.
@@ -128,6 +133,8 @@ def main(
         raise InputError("nothing to upscale: name picture files, folders or patterns")
     network = resolve.load_blended(model, precision, blend, blend_with)
     size, noise = resolve.lr_size(network), resolve.stochastic(network)
+    if ensemble:
+        resolve.check_ensemble(network)
     check_sampling(samples, temperature, seed, noise)
     if stochasticity and (not noise or samples < 2):
         raise InputError("--stochasticity: needs a network with noise, and --samples 2 or more")
@@ -163,7 +170,8 @@ def main(
                   unit_scale=True, disable=not sys.stderr.isatty()) as bar:
             for k in range(samples):
                 start = time.perf_counter()
-                result = upscale(network, picture, tile, bar.update, overlap, temperature, seed + k)
+                result = upscale(network, picture, tile, bar.update, overlap, temperature, seed + k,
+                                 ensemble)
                 path = destination.with_stem(f"{destination.stem}_{k + 1}") if samples > 1 else destination
                 write_picture(path, result)
                 height, width = result.pixels.shape[:2]

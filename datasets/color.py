@@ -22,6 +22,16 @@ def ycbcr_to_rgb(ycbcr):
     return (ycbcr - _OFFSET.astype(ycbcr.dtype)) @ _INVERSE.T.astype(ycbcr.dtype)
 
 
+def grey_to_y(grey):
+    """Grey in [0, 1] -> Y in [16, 235] / 255: Y of the same picture in RGB."""
+    return (16 + 219 * np.asarray(grey)) / 255
+
+
+def y_to_grey(y):
+    """Inverse of `grey_to_y`; the result is not clipped."""
+    return (255 * np.asarray(y) - 16) / 219
+
+
 def luma(picture):
     """(..., C) in [0, 1] -> (..., 1): Y of an RGB picture, a grey picture as it is.
 

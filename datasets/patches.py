@@ -50,7 +50,9 @@ class Patches:
     """Deterministic random batches of corresponding patches.
 
     Batch number n is a function of (pictures, seed, n) alone, so a stopped training
-    goes on with exactly the batches it has not seen.
+    goes on with exactly the batches it has not seen. Patches are either new in every
+    batch, or a fixed set (`fixed`) that is walked through epoch by epoch, each time in
+    another order: `len(pictures) * fixed / batch` batches take every patch once.
 
     Every picture is decoded and degraded once and kept in memory as uint8, together
     with its smaller versions where a pyramid network needs them.
@@ -66,17 +68,20 @@ class Patches:
             Examples that bring their own LR picture keep it.
         pyramid: Also give the HR picture at every power of two below `scale`.
         augment: Flip and turn patches at random, LR and HR alike.
+        fixed: Patches drawn once of each picture, flipped, turned and degraded once;
+            0: new ones in every batch.
         seed: Of everything random.
 
     Raises:
-        InputError: when no picture is large enough for a patch, or when an example's
-            LR is not the picture of its HR, or lies shifted against it.
+        InputError: when no picture is large enough for a patch, when an example's LR is
+            not the picture of its HR, or lies shifted against it, or when fixed patches
+            do not make whole batches.
     """
 
     def __init__(self, examples, scale, patch, batch, *, channels=3, degradation="bicubic",
-                 pyramid=False, augment=True, seed=0):
+                 pyramid=False, augment=True, fixed=0, seed=0):
         self.scale, self.patch, self.batch, self.channels = scale, patch, batch, channels
-        self.augment, self.seed = augment, seed
+        self.augment, self.fixed, self.seed = augment, fixed, seed
         self.fresh = degradation == "realworld-fresh"
         steps = int(np.log2(scale))
         self.factors = [2**i for i in range(1, steps + 1)] if pyramid else [scale]
@@ -111,16 +116,34 @@ class Patches:
                 f"no picture is large enough: patches need {patch * scale} x {patch * scale} pixels "
                 f"({small} smaller pictures found)"
             )
+        if self.total % batch:
+            raise InputError(f"patches: {self.total} do not make whole batches of {batch}")
+
+    @property
+    def total(self):
+        """How many fixed patches there are."""
+        return len(self.pictures) * self.fixed
 
     def __getitem__(self, number):
         """Batch `number`: (lr, [target, ...]), float32 in [0, 1], one target a factor."""
-        rng = np.random.default_rng((self.seed, number))
-        patches = [self._cut(rng) for _ in range(self.batch)]
+        if self.fixed:
+            # A patch is a function of the seed and its own number: no place need be kept.
+            patches = [self._cut(np.random.default_rng((self.seed, k, 1)), k // self.fixed)
+                       for k in self._numbers(number)]
+        else:
+            rng = np.random.default_rng((self.seed, number))
+            patches = [self._cut(rng, rng.integers(len(self.pictures))) for _ in range(self.batch)]
         lr, *targets = (np.stack(arrays) for arrays in zip(*patches, strict=True))
         return lr, tuple(targets)
 
-    def _cut(self, rng):
-        lr, targets = self.pictures[rng.integers(len(self.pictures))]
+    def _numbers(self, number):
+        """Which of the fixed patches batch `number` holds."""
+        epoch, step = divmod(number, self.total // self.batch)
+        order = np.random.default_rng((self.seed, epoch, 2)).permutation(self.total)
+        return order[step * self.batch : (step + 1) * self.batch]
+
+    def _cut(self, rng, index):
+        lr, targets = self.pictures[index]
         height, width = (size // self.scale for size in targets[-1].shape[:2])
         y = rng.integers(height - self.patch + 1)
         x = rng.integers(width - self.patch + 1)

@@ -20,6 +20,7 @@ def lapsrn(
     chain="features",
     image_branch="bicubic",
     residual="direct",
+    initial="interpolation",
     name=None,
 ):
     """Build LapSRN: (B, H, W, channels) in [0, 1] -> one picture for each level.
@@ -46,6 +47,10 @@ def lapsrn(
             feature maps, then a convolution (the report, the original LapSRN).
             `"direct"`: one 5x5 sub-pixel convolution, which is what those two linear
             layers amount to (see `direct_residual`), at a 24th of the arithmetic.
+        initial: The weights of a new network. `"interpolation"`: residual pictures of zeros on
+            top of the image branch, whose sub-pixels start equal (see `layers.ICNR`), and
+            He's initialisation of what is before them. `"glorot"`: Keras's default throughout
+            (the report names no other), so that every sub-pixel starts with weights of its own.
         name: The network's name.
 
     Raises:
@@ -73,8 +78,14 @@ def lapsrn(
     if chain == "image" and channels != 1:
         raise InputError(f"chain: image works with 1 channel, not {channels}")
 
+    interpolation = initial == "interpolation"
+    feature, last = ("he_normal", "zeros") if interpolation else ("glorot_uniform", "glorot_uniform")
+
     def conv(width, **kwargs):
-        return layers.Conv2D(width, 3, padding="same", kernel_initializer="he_normal", **kwargs)
+        return layers.Conv2D(width, 3, padding="same", kernel_initializer=feature, **kwargs)
+
+    def subpixel(filters, size, initializer, name):
+        return SubPixelConv2D(filters, size, icnr=interpolation, kernel_initializer=initializer, name=name)
 
     image = inputs = layers.Input((None, None, channels), name="lr")
     features = conv(filters, name="head")(image) if chain == "features" else image
@@ -89,22 +100,18 @@ def lapsrn(
                 # A one-channel skip is broadcast over the feature maps.
                 x = skip = layers.Add(name=f"level{level}_skip{i}")([skip, x])
         if residual == "direct" and level == levels:
-            detail = SubPixelConv2D(
-                channels, 5, scale=2, kernel_initializer="zeros", name=f"level{level}_residual"
-            )(x)
+            detail = subpixel(channels, 5, last, f"level{level}_residual")(x)
         else:
-            x = SubPixelConv2D(
-                filters, 3, scale=2, kernel_initializer="he_normal", name=f"level{level}_up"
-            )(x)
+            x = subpixel(filters, 3, feature, f"level{level}_up")(x)
             detail = layers.Conv2D(
-                channels, 3, padding="same", kernel_initializer="zeros", name=f"level{level}_residual"
+                channels, 3, padding="same", kernel_initializer=last, name=f"level{level}_residual"
             )(x)
 
         # Image reconstruction; the sum is float32 whatever the precision of the features
         if image_branch == "bicubic":
             image = BicubicUpsampling2D(2, dtype="float32", name=f"level{level}_image")(image)
         else:
-            image = SubPixelConv2D(channels, 3, scale=2, name=f"level{level}_image")(image)
+            image = subpixel(channels, 3, "glorot_uniform", f"level{level}_image")(image)
         image = layers.Add(dtype="float32", name=f"level{level}_sr")([image, detail])
         outputs.append(image)
         features = x if chain == "features" else image

@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from datasets.color import rgb_to_ycbcr, ycbcr_to_rgb
+from datasets.color import grey_to_y, rgb_to_ycbcr, y_to_grey, ycbcr_to_rgb
 from datasets.degradations import imresize
 from datasets.errors import InputError
 from datasets.pictures import to_float, to_uint8
@@ -111,40 +111,62 @@ def scale_of(network):
     return (shape[-1] if isinstance(shape, list) else shape)[1] // 16
 
 
-def resolve(network, lr, temperature=1.0, seed=0, origin=(0, 0)):
+def check_ensemble(network):
+    """Raise InputError for a network that is not averaged over turns and flips."""
+    if stochastic(network) or lr_size(network):
+        raise InputError("--ensemble: not for networks with noise, nor for those of one size")
+
+
+def resolve(network, lr, temperature=1.0, seed=0, origin=(0, 0), ensemble=False):
     """Super-resolve one picture, (H, W, 1|3), uint8 or float in [0, 1].
 
-    A network of one channel gets the luminance (or the grey picture); chrominance is
-    upscaled by bicubic interpolation. Pictures of any size from 1 x 1 work.
+    A network of one channel gets the luminance, of a grey picture too, in the range that it
+    was trained on, 16..235 over 255; chrominance is upscaled by bicubic interpolation.
+    Pictures of any size from 1 x 1 work.
 
     Args:
         temperature, seed: What the noise of a `stochastic` network is multiplied by, and
             which noise; other networks take no notice.
         origin: Where in a larger picture, whose noise it shares, this one lies: row and
             column of its first pixel.
+        ensemble: Take the mean over the eight turns and flips of the picture, each turned
+            back: a little better, in eight times the time. Source: Timofte et al., "Seven
+            ways to improve example-based single image super resolution", CVPR 2016.
 
     Returns:
         (sH, sW, C) float32, clipped to [0, 1].
+
+    Raises:
+        InputError: for the ensemble of a network with noise.
     """
+    if ensemble:
+        check_ensemble(network)
     lr = to_float(lr)
     scale, channels = scale_of(network), network.inputs[0].shape[-1]
-    noise = (temperature, seed, origin)
     height, width, colours = lr.shape
     below, right = (SMALLEST if size < SMALLEST else 0 for size in (height, width))
     padded = np.pad(lr, ((0, below), (0, right), (0, 0)), "symmetric")
 
-    if channels == colours:
-        sr = _run(network, padded, noise)
+    def run(picture):
+        if ensemble:
+            return _mean_of_turns(network, picture)
+        return _run(network, picture, (temperature, seed, origin))
+
+    if channels == colours == 1:
+        sr = y_to_grey(run(grey_to_y(padded)))
+    elif channels == colours:
+        sr = run(padded)
     elif channels == 1:
         ycbcr = rgb_to_ycbcr(padded)
-        y = _run(network, ycbcr[..., :1], noise)
+        y = run(ycbcr[..., :1])
         sr = ycbcr_to_rgb(np.concatenate([y, imresize(ycbcr[..., 1:], scale)], -1))
     else:
-        sr = _run(network, np.repeat(padded, 3, -1), noise).mean(-1, keepdims=True)
+        sr = run(np.repeat(padded, 3, -1)).mean(-1, keepdims=True)
     return np.clip(sr[: height * scale, : width * scale], 0, 1)
 
 
-def resolve_tiled(network, lr, tile=256, progress=None, overlap=None, temperature=1.0, seed=0):
+def resolve_tiled(network, lr, tile=256, progress=None, overlap=None, temperature=1.0, seed=0,
+                  ensemble=False):
     """`resolve` in tiles that overlap by the network's reach: same result, bounded memory.
 
     Args:
@@ -153,7 +175,7 @@ def resolve_tiled(network, lr, tile=256, progress=None, overlap=None, temperatur
         tile: Size of the square in LR pixels that is computed at a time.
         progress: Called with the number of LR pixels after each tile.
         overlap: The network's `reach`, where the caller upscales many pictures and knows it.
-        temperature, seed: See `resolve`.
+        temperature, seed, ensemble: See `resolve`.
 
     Returns:
         (sH, sW, C) uint8, so that a large picture fits in memory.
@@ -170,7 +192,7 @@ def resolve_tiled(network, lr, tile=256, progress=None, overlap=None, temperatur
             # does with the whole picture.
             y, x = max(0, top - overlap), max(0, left - overlap)
             window = lr[y : bottom + overlap, x : right + overlap]
-            window = resolve(network, window, temperature, seed, (y, x))
+            window = resolve(network, window, temperature, seed, (y, x), ensemble)
             sr[top * scale : bottom * scale, left * scale : right * scale] = to_uint8(
                 window[(top - y) * scale : (bottom - y) * scale, (left - x) * scale : (right - x) * scale]
             )
@@ -218,3 +240,13 @@ def _run(network, picture, noise=(1.0, 0, (0, 0))):
         inputs = [inputs, np.array([seed], "int32"), np.array([temperature], "float32"),
                   np.array([origin], "int32")]
     return keras.tree.flatten(network.predict_on_batch(inputs))[-1][0]
+
+
+def _mean_of_turns(network, picture):
+    """The mean of what a network makes of a picture's eight turns and flips, each turned back."""
+    total = 0
+    for turns, flip in np.ndindex(4, 2):
+        turned = np.rot90(picture, turns)
+        sr = _run(network, turned[:, ::-1] if flip else turned)
+        total = total + np.rot90(sr[:, ::-1] if flip else sr, -turns)
+    return total / 8

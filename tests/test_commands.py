@@ -13,7 +13,7 @@ import evaluate
 import upscale
 from datasets.degradations import imresize
 from datasets.errors import InputError
-from datasets.pictures import Picture, read_picture, write_picture
+from datasets.pictures import Picture, read_picture, to_uint8, write_picture
 from metrics import quality
 from models import resolve
 from models.lapsrn import lapsrn
@@ -153,6 +153,27 @@ def test_evaluate_writes_figures_and_a_drawing(run_command, model, photo, tmp_pa
     assert figures["mean"]["psnr_y"] == pytest.approx(np.mean(scores))
     assert f"{figures['mean']['psnr_y']:.2f}" in result.stdout.splitlines()[-2]
     assert read_picture(tmp_path / "figure.png").pixels.std() > 10
+
+
+def test_the_ensemble_is_what_is_drawn_and_measured(call, photo, randomize, tmp_path):
+    network = randomize(lapsrn(2, filters=4, depth=1), 0.05)
+    network.save(tmp_path / "random.keras")
+    (tmp_path / "data").mkdir()
+    write_picture(tmp_path / "data" / "a.png", photo[:40, :60])
+    call(upscale.main, tmp_path / "random.keras", tmp_path / "data", "-o", tmp_path / "out", "--ensemble")
+    expected = to_uint8(resolve.resolve(network, photo[:40, :60], ensemble=True))
+    difference = np.abs(read_picture(tmp_path / "out" / "a_x2.png").pixels.astype(int) - expected)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 1e-3
+
+    scores = {}
+    for options in ((), ("--ensemble",)):
+        call(evaluate.main, tmp_path / "random.keras", "--data", tmp_path / "data", "--json",
+             tmp_path / "result.json", *options)
+        scores[options] = json.loads((tmp_path / "result.json").read_text())["mean"]["psnr_y"]
+    sr = to_uint8(resolve.resolve(network, imresize(photo[:40, :60], 0.5), ensemble=True))
+    assert scores["--ensemble",] == pytest.approx(quality(photo[:40, :60], sr, 2)["psnr_y"], abs=1e-3)
+    assert scores["--ensemble",] != pytest.approx(scores[()], abs=0.01)
 
 
 def test_evaluate_measures_the_smallest_pictures(model):

@@ -93,6 +93,7 @@ def test_the_stochasticity_map_is_the_samples_deviation(draw, network, folder):
 
 @pytest.mark.parametrize(("options", "message"), [
     (("--stochasticity",), "--stochasticity: needs a network with noise, and --samples 2 or more"),
+    (("--ensemble",), "--ensemble: not for networks with noise, nor for those of one size"),
     (("--temperature", "inf"), "--temperature: must be finite, noise is multiplied by it"),
     (("--temperature", "-1"), "--temperature: must be 0 or more"),
     (("--seed", "2147483647", "--samples", "2"), "--seed: must be 0 or more and below 2^31"),

@@ -144,6 +144,15 @@ def test_bad_settings_of_samples_are_one_line(call, grey, folder, tmp_path, caps
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("main", [upscale.main, evaluate.main])
+def test_networks_of_one_size_have_no_ensemble(call, grey, folder, tmp_path, capsys, main):
+    rest = [folder, "-o", tmp_path / "out"] if main is upscale.main else ["--data", "corners"]
+    with pytest.raises(SystemExit):
+        call(main, grey, *rest, "--ensemble")
+    assert capsys.readouterr() == (
+        "", "error: --ensemble: not for networks with noise, nor for those of one size\n")
+
+
 # ------------------------------------------------------------------ evaluate
 
 

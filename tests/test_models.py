@@ -1,5 +1,6 @@
 """models/lapsrn.py: the network is the one that the docstring, the paper and the report describe."""
 
+import dataclasses
 import re
 
 import keras
@@ -8,11 +9,13 @@ import pytest
 
 from datasets.degradations import imresize
 from datasets.errors import InputError
+from layers import SubPixelConv2D
 from models.lapsrn import lapsrn
-from train.lapsrn import with_direct_residual
+from train.lapsrn import PRESETS, trainer, with_direct_residual
 from train.loop import take_weights, weights_of
 
-REPORTED = {"chain": "image", "image_branch": "subpixel", "skip_every": 0, "residual": "features"}
+REPORTED = {"chain": "image", "image_branch": "subpixel", "skip_every": 0, "residual": "features",
+            "initial": "glorot"}
 # A 3x3 convolution from a to b channels has 9ab + b weights:
 #   conv64 = 64 -> 64 = 36,928       up = 64 -> 4 * 64 = 147,712      residual = 64 -> 1 = 577
 #   first  = 1 -> 64  = 640          image branch = 1 -> 4 = 40
@@ -56,6 +59,49 @@ def test_untrained_network_is_bicubic_at_every_level(rng, channels, chain):
     for sr in keras.tree.flatten(lapsrn(8, channels, filters=4, depth=2, chain=chain)(x[None])):
         expected = imresize(expected, 2)
         np.testing.assert_allclose(sr[0], expected, atol=1e-5)
+
+
+def new_network(preset):
+    """What a preset starts from, with fewer features."""
+    return trainer(dataclasses.replace(PRESETS[preset][1], filters=8)).network
+
+
+@pytest.mark.parametrize(("preset", "levels"), [("reported-x2", 1), ("reported-x4", 2)])
+def test_the_reported_network_starts_from_keras_default_weights(rng, preset, levels):
+    network = new_network(preset)
+    for layer in network.layers:
+        if not layer.weights:
+            continue
+        *window, inputs, outputs = layer.kernel.shape
+        limit = np.sqrt(6 / (np.prod(window) * (inputs + outputs)))  # Glorot and Bengio, equation 16
+        size = np.abs(layer.kernel)
+        assert 0.9 * limit < size.max() <= limit, layer.name
+        assert size.mean() == pytest.approx(limit / 2, rel=0.2), layer.name
+        assert not np.any(layer.bias)
+        if isinstance(layer, SubPixelConv2D):
+            blocks = np.split(np.array(layer.kernel), 4, axis=-1)
+            assert all((blocks[i] != blocks[j]).all() for i in range(4) for j in range(i))
+    # ... so that no level starts as its image branch.
+    lr = rng.random((1, 6, 6, 1), "float32")
+    for level in range(1, levels + 1):
+        branches = keras.Model(network.input, [network.get_layer(f"level{level}_{part}").output
+                                               for part in ("image", "sr")])
+        image, sr = branches(lr)
+        assert np.abs(image - sr).max() > 1e-2
+
+
+@pytest.mark.parametrize("preset", ["improved-x2", "improved-x4", "improved-x8"])
+def test_the_improved_network_starts_as_bicubic_interpolation(rng, preset):
+    keras.mixed_precision.set_dtype_policy("float32")
+    network = new_network(preset)
+    expected = lr = rng.random((6, 6, 1))
+    for sr in keras.tree.flatten(network(lr[None])):
+        expected = imresize(expected, 2)
+        np.testing.assert_allclose(sr[0], expected, atol=1e-5)
+    for layer in network.layers:
+        if isinstance(layer, SubPixelConv2D):
+            blocks = np.split(np.array(layer.kernel), 4, axis=-1)
+            assert all((block == blocks[0]).all() for block in blocks)
 
 
 @pytest.mark.parametrize("depth", [4, (4, 2)])

@@ -58,8 +58,10 @@ def test_bicubic_patches_are_cut_from_the_picture_that_imresize_makes(examples):
         assert any((high[y, x] == target).all() for y, x in places)
 
 
-def test_augmentation_flips_and_turns(examples):
-    plain, augmented = (Patches(examples[:1], 2, 12, 1, augment=augment) for augment in (False, True))
+@pytest.mark.parametrize("fixed", [0, 60])
+def test_augmentation_flips_and_turns(examples, fixed):
+    plain, augmented = (Patches(examples[:1], 2, 12, 1, augment=augment, fixed=fixed)
+                        for augment in (False, True))
     seen = set()
     for number in range(60):
         original, changed = plain[number][0][0], augmented[number][0][0]
@@ -84,6 +86,38 @@ def test_dataset_goes_on_from_any_batch_in_order(examples):
     whole = batches(patches.dataset(), 12)
     assert_equal_batches(whole, [patches[n] for n in range(12)])
     assert_equal_batches(whole[7:], batches(patches.dataset(start=7), 5))
+
+
+@pytest.mark.parametrize("degradation", DEGRADATIONS)
+def test_fixed_patches_are_walked_epoch_by_epoch(rng, degradation):
+    # Noise tells places apart, its brightness tells the pictures apart.
+    pictures = [Example(str(level), rng.integers(level, level + 40, (60, 72, 3), "uint8"))
+                for level in (0, 100, 200)]
+    arguments = {"scale": 2, "patch": 8, "batch": 5, "degradation": degradation, "fixed": 10}
+    patches = Patches(pictures, **arguments)
+    assert patches.total == 30
+    epochs = []
+    for epoch in range(3):
+        lr, hr = zip(*((lr, hr) for lr, (hr,) in (patches[6 * epoch + step] for step in range(6))),
+                     strict=True)
+        lr, hr = np.concatenate(lr), np.concatenate(hr)
+        assert np.bincount((hr.mean((1, 2, 3)) * 255 // 100).astype(int)).tolist() == [10, 10, 10]
+        epochs.append([low.tobytes() + high.tobytes() for low, high in zip(lr, hr, strict=True)])
+        assert len(set(epochs[-1])) == 30
+    assert set(epochs[0]) == set(epochs[1]) == set(epochs[2])
+    assert len({tuple(epoch) for epoch in epochs}) == 3
+    # To the bit from any batch on, in the middle of an epoch too; other patches for another seed.
+    assert_equal_batches(batches(patches.dataset(start=9), 4), [patches[n] for n in range(9, 13)])
+    assert_equal_batches([patches[9]], [Patches(pictures, **arguments)[9]])
+    other = Patches(pictures, **arguments, seed=1)
+    assert set(epochs[0]).isdisjoint(
+        low.tobytes() + high.tobytes() for n in range(6) for low, high in zip(other[n][0], other[n][1][0],
+                                                                              strict=True))
+
+
+def test_fixed_patches_must_make_whole_batches(examples):
+    with pytest.raises(InputError, match="patches: 28 do not make whole batches of 8"):
+        Patches(examples[:4], 2, 8, 8, fixed=7)
 
 
 def test_dataset_has_static_shapes(examples):

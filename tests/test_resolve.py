@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from datasets.color import grey_to_y, rgb_to_ycbcr, y_to_grey
 from datasets.degradations import imresize
 from datasets.errors import InputError
 from datasets.pictures import to_uint8
@@ -45,8 +46,6 @@ def test_sizes_at_larger_scales(rng, randomize, scale, size):
 
 
 def test_luminance_network_changes_the_luminance_alone(rng, photo, randomize):
-    from datasets.color import rgb_to_ycbcr
-
     lr = photo[:32, :32] // 2 + 64  # far from the limits: nothing is clipped
     network = randomize(lapsrn(2, filters=4, depth=1), 0.02)
     y_sr, *chroma = np.moveaxis(rgb_to_ycbcr(resolve(network, lr).astype("float64")), -1, 0)
@@ -54,8 +53,37 @@ def test_luminance_network_changes_the_luminance_alone(rng, photo, randomize):
     np.testing.assert_allclose(chroma, expected, atol=1e-5)
     assert np.abs(y_sr - y).max() > 1e-3
     # ... and the luminance is what the network makes of the luminance.
-    direct = resolve(network, rgb_to_ycbcr(lr / np.float32(255))[..., :1])[..., 0]
+    direct = network.predict_on_batch(rgb_to_ycbcr(lr / np.float32(255))[None, ..., :1])[0, ..., 0]
     np.testing.assert_allclose(y_sr, direct, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_a_luminance_network_resolves_grey_as_the_same_picture_in_rgb(photo, randomize, scale):
+    network = randomize(lapsrn(scale, filters=4, depth=1), 0.05)
+    grey = photo[:20, :24, :1].copy()
+    grey[:4], grey[4:8] = 0, 255  # the ends of the range
+    sr, rgb = (to_uint8(resolve(network, lr)).astype(int) for lr in (grey, grey.repeat(3, -1)))
+    assert np.abs(sr - rgb).max() <= 1
+    # The network does something, other than it would to a grey picture in its own range.
+    assert psnr(to_uint8(imresize(grey / 255, scale)), sr.astype("uint8")) < 40
+    as_it_is = keras.tree.flatten(network.predict_on_batch(grey[None] / np.float32(255)))[-1][0]
+    assert np.abs(to_uint8(as_it_is).astype(int) - sr).max() > 2
+
+
+def test_black_and_white_are_those_of_y_to_a_luminance_network():
+    lr = keras.Input((None, None, 1))
+    negative = keras.Model(lr, keras.layers.Rescaling(-1, 251 / 255)(lr))  # 16 and 235 change places
+    levels = np.arange(256, dtype="uint8").reshape(16, 16, 1)
+    np.testing.assert_array_equal(to_uint8(resolve(negative, levels)), 255 - levels)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_grey_in_the_range_of_y_is_y_of_rgb(dtype):
+    grey = np.linspace(0, 1, 256, dtype=dtype)[:, None]
+    y = grey_to_y(grey)
+    assert y.dtype == dtype
+    np.testing.assert_allclose(y, rgb_to_ycbcr(grey.repeat(3, -1))[..., :1], atol=1e-6)
+    np.testing.assert_allclose(y_to_grey(y), grey, atol=1e-6)
 
 
 def test_floats_and_bytes_are_resolved_alike(photo, randomize):
@@ -98,6 +126,42 @@ def test_tiles_make_the_whole_picture(photo, randomize, scale, channels, size, t
     # What the network adds must matter, at the borders too, or nothing is shown.
     assert psnr(whole, imresize(lr, scale)) < 35
     tiled = resolve_tiled(network, lr, tile)
+    difference = np.abs(tiled.astype(int) - whole)
+    assert difference.max() <= 1
+    assert (difference > 0).mean() < 1e-3
+
+
+@pytest.mark.parametrize("size", [(1, 3), (13, 19)])
+@pytest.mark.parametrize(("channels", "colours"), [(1, 1), (1, 3), (3, 3)])
+def test_the_ensemble_of_an_equivariant_network_is_the_network(rng, channels, colours, size):
+    network = lapsrn(2, channels, filters=4, depth=1)  # untrained: bicubic interpolation
+    lr = rng.random((*size, colours), "float32")
+    np.testing.assert_allclose(resolve(network, lr, ensemble=True), resolve(network, lr), atol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_the_ensemble_is_the_mean_over_turns_and_flips(photo, randomize, scale):
+    network = randomize(lapsrn(scale, 3, filters=4, depth=1), 0.05)
+    lr = photo[:12, :17] / np.float32(255)
+    # The symmetries of a rectangle, each its own inverse, of the picture and of its transpose.
+    mirrors = [lambda x: x, np.flipud, np.fliplr, lambda x: x[::-1, ::-1]]
+    seen = [(mirror(lr), mirror) for mirror in mirrors]
+    seen += [(mirror(lr).transpose(1, 0, 2), lambda x, m=mirror: m(x.transpose(1, 0, 2)))
+             for mirror in mirrors]
+    made = [back(keras.tree.flatten(network.predict_on_batch(picture[None]))[-1][0])
+            for picture, back in seen]
+    assert min(np.abs(a - b).max() for i, a in enumerate(made) for b in made[:i]) > 0.01
+    expected = np.mean(made, 0).clip(0, 1)
+    np.testing.assert_allclose(resolve(network, lr, ensemble=True), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize(("size", "tile"), [((33, 25), 16), ((5, 30), 8)])
+def test_tiles_make_the_whole_ensemble(photo, randomize, size, tile):
+    network = randomize(lapsrn(2, filters=6, depth=1))
+    lr = photo[: size[0], : size[1]]
+    whole = to_uint8(resolve(network, lr, ensemble=True))
+    assert psnr(whole, to_uint8(resolve(network, lr))) < 40
+    tiled = resolve_tiled(network, lr, tile, ensemble=True)
     difference = np.abs(tiled.astype(int) - whole)
     assert difference.max() <= 1
     assert (difference > 0).mean() < 1e-3

@@ -175,6 +175,37 @@ def test_a_stopped_run_goes_on_to_the_same_weights_to_the_bit(tiny, tmp_path, mo
         weights(tmp_path / "whole"), lapsrn(2, filters=4, depth=2).get_weights(), strict=True))
 
 
+def test_a_run_on_fixed_patches_walks_them_and_goes_on_to_the_bit(tiny, tmp_path, monkeypatch):
+    # Four pictures train: 4 x 3 patches in batches of 4 are STEPS steps.
+    seen, numbers = {}, Patches._numbers
+
+    def noted(self, number):
+        seen[number] = numbers(self, number)
+        return seen[number]
+
+    monkeypatch.setattr(Patches, "_numbers", noted)
+    main("quick", tiny("whole", patches=3))
+    for epoch in range(3):
+        walked = np.concatenate([seen[STEPS * epoch + step] for step in range(STEPS)])
+        assert sorted(walked) == list(range(12))
+    with monkeypatch.context() as patch:
+        patch.setattr(Keeper, "on_train_batch_end", at_step(STEPS + 2, interrupt))
+        with pytest.raises(KeyboardInterrupt):
+            main("quick", tiny("stopped", patches=3))
+    main("quick", tiny("stopped", patches=3))
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"patches": 4}, "steps: 16 patches in batches of 4 are 4 steps an epoch, not 3"),
+    ({"patches": -1}, "patches: must be at least 0, not -1"),
+])
+def test_steps_must_fit_the_fixed_patches(tiny, tmp_path, changes, message):
+    with pytest.raises(InputError, match=message):
+        main("quick", tiny(**changes))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_run_stopped_while_it_saves_goes_on(tiny, tmp_path, monkeypatch):
     main("quick", tiny("whole"))
     saved = []
@@ -354,9 +385,9 @@ def test_reported_presets_hold_the_reports_numbers():
     assert {key: getattr(x2, key) for key in expected} == expected
     assert {key: getattr(x4, key) for key in expected} == {**expected, "scale": 4, "batch": 4}
     assert sorted([x2.val_pictures, x2.test_pictures]) == [5, 15]
-    # 80 pictures x 100 patches in batches of 16, and 2000 patches in batches of 4
-    assert x2.steps == 80 * 100 // 16
-    assert x4.steps == 2000 // 4
+    # Fixed sets, 80 pictures x 100 patches in batches of 16, and 2000 patches in batches of 4
+    assert (80 * x2.patches, x2.steps) == (8000, 8000 // 16)
+    assert (80 * x4.patches, x4.steps) == (2000, 2000 // 4)
     assert x2.run.early_stopping > 0
     assert x2.run.precision == "float32"
 

@@ -66,7 +66,8 @@ class Settings:
     """The generator's weights at the start: random, or such that it interpolates."""
     head: Literal["average", "dense"] = "average"
     """The discriminator's: averages over the picture, or dense over all positions (the paper)."""
-
+    norm: Literal["batch", "spectral"] = "batch"
+    """The discriminator's: of its features, or of its kernels, which bounds its slope."""
     frozen_norm: bool = False
     """In the game, normalise with the warm-up's statistics, as the network will when it is used, not with
     the batch's."""
@@ -108,6 +109,8 @@ class Settings:
     start: str = ""
     """A saved generator to start from (another scale's gives what they share); with --warm-up 0,
     the game begins at once."""
+    scratch: bool = False
+    """Let the game begin with an untrained generator, which does not converge: no warm-up and no start."""
     warm_up: int = 10
     """Epochs on pixels alone."""
     epochs: int = 40
@@ -289,8 +292,8 @@ def trainer(settings):
     if settings.grid:
         terms["grid"] = (settings.grid, lambda lr, hr, sr: grid(hr, sr, settings.scale))
     model = SRGANTrainer(
-        network, discriminator(size=settings.crop if settings.head == "dense" else None), terms,
-        {"standard": standard, "relativistic": relativistic}[settings.game], settings.adversarial,
+        network, discriminator(size=settings.crop if settings.head == "dense" else None, norm=settings.norm),
+        terms, {"standard": standard, "relativistic": relativistic}[settings.game], settings.adversarial,
         settings.r1, settings.frozen_norm,
     )
     rate, discriminator_rate = schedules(settings)
@@ -323,6 +326,9 @@ def main(preset: str, settings: Settings):
     if settings.crop < least:
         raise InputError(f"crop: must be at least {least}, not {settings.crop}")
     check_average(settings.ema)
+    if settings.epochs and not (settings.warm_up or settings.start or settings.scratch):
+        raise InputError("warm_up: a game that begins with an untrained generator does not converge; give "
+                         "--start a network, or --scratch to try")
     train, val, test = split(settings.data, settings.val_pictures, settings.test_pictures, settings.run.seed)
     val, test = (list(degraded(part, settings.scale, "bicubic")) for part in (val, test))
     patches = Patches(train, settings.scale, settings.crop // settings.scale, settings.batch,

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from losses.perceptual import to_vgg, vgg19
+from losses.perceptual import to_vgg, vgg
 
 
 def energy_score(hr, one, other):
@@ -47,7 +47,7 @@ class PerceptualEnergy:
     """
 
     def __init__(self, weights="imagenet", layers=("block1_conv2", "block2_conv2", "block3_conv1")):
-        deepest = vgg19(layers[-1], weights)
+        deepest = vgg(layers[-1], weights)
         self.features = keras.Model(deepest.input, [deepest.get_layer(name).output for name in layers])
 
     def __call__(self, hr, one, other):

@@ -10,7 +10,7 @@ import numpy as np
 from keras import layers
 
 from datasets.errors import InputError
-from layers import PolyphaseConv2D, SubPixelConv2D, batch_norm
+from layers import PolyphaseConv2D, SpectralConv2D, SubPixelConv2D, batch_norm
 
 SCALES = (2, 4, 8)
 
@@ -100,23 +100,35 @@ def start_as_interpolation(network):
             layer.set_weights([kernel, bias])
 
 
-def discriminator(filters=64, size=None, name="discriminator"):
+def discriminator(filters=64, size=None, norm="batch", name="discriminator"):
     """Build the discriminator: (B, H, W, 3) in [0, 1] -> logits (B, 1); positive means real.
 
     Args:
         filters: Channels of the first feature map; the last has eight times as many.
         size: None for the report's head, which averages over the picture and takes any
             size; or the height and width of HR for the paper's, dense over all positions.
+        norm: `"batch"` normalisation of all features but the first (the paper and the report);
+            or `"spectral"` normalisation of every kernel instead (Miyato et al., "Spectral
+            Normalization for Generative Adversarial Networks", 2018), for the report's head.
         name: The network's name.
+
+    Raises:
+        InputError: for another norm, or spectral normalisation with the dense head.
 
     Example:
         >>> discriminator()(keras.ops.ones((1, 96, 96, 3))).shape
         (1, 1)
     """
+    if norm not in ("batch", "spectral"):
+        raise InputError(f"norm: must be batch or spectral, not {norm}")
+    if size and norm == "spectral":
+        raise InputError("norm: spectral has no dense head")
+    conv = layers.Conv2D if norm == "batch" else SpectralConv2D
+
     hr = x = keras.Input((size, size, 3), name="hr")
     for i, (factor, strides) in enumerate((f, s) for f in (1, 2, 4, 8) for s in (1, 2)):
-        x = layers.Conv2D(filters * factor, 3, strides, "same")(x)
-        if i:
+        x = conv(filters * factor, 3, strides, "same")(x)
+        if i and norm == "batch":
             x = batch_norm()(x)
         x = layers.LeakyReLU(0.2)(x)
     if size:
@@ -125,6 +137,6 @@ def discriminator(filters=64, size=None, name="discriminator"):
         logits = layers.Dense(1, dtype="float32", name="logits")(x)
     else:
         x = layers.GlobalAveragePooling2D(keepdims=True)(x)
-        x = layers.LeakyReLU(0.2)(layers.Conv2D(16 * filters, 1)(x))
-        logits = layers.Flatten(dtype="float32", name="logits")(layers.Conv2D(1, 1, dtype="float32")(x))
+        x = layers.LeakyReLU(0.2)(conv(16 * filters, 1)(x))
+        logits = layers.Flatten(dtype="float32", name="logits")(conv(1, 1, dtype="float32")(x))
     return keras.Model(hr, logits, name=name)

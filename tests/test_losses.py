@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from datasets.errors import InputError
 from losses import Charbonnier, Perceptual, PerceptualEnergy, energy_score
-from losses.perceptual import vgg19
+from losses.perceptual import vgg
 
 
 @pytest.fixture
@@ -88,6 +88,71 @@ def test_relative_perceptual_loss_does_not_depend_on_the_scale_of_the_features(p
         np.testing.assert_allclose(loss.call(*pair), expected, rtol=1e-3)
 
 
+@pytest.mark.parametrize(("layer", "size"), [("block1_conv1", 16), ("block2_conv2", 110)])
+def test_unit_mean_features_are_brought_to_the_size_of_keras_s(pair, weights, tmp_path, layer, size):
+    arrays = dict(np.load(weights[1] / "vgg19.npz"))
+    # Rectifiers: with the first kernels and all biases divided by a number, all features are.
+    arrays = {name: a / size if name[-1] == "b" or name == "conv1_1_w" else a for name, a in arrays.items()}
+    np.savez(tmp_path / "unit.npz", **arrays)
+    whole, unit = (str(folder / name) for folder, name in ((weights[1], "vgg19.npz"), (tmp_path, "unit.npz")))
+    np.testing.assert_allclose(Perceptual(layer, unit)(*pair), Perceptual(layer, whole)(*pair), rtol=1e-4)
+    np.testing.assert_allclose(Perceptual(layer, unit, size / 12.75)(*pair), Perceptual(layer, whole)(*pair),
+                               rtol=1e-4)  # a number is taken as it is
+    with pytest.raises(InputError, match=r"unit\.npz: features of mean one, .* at block3_conv2, but up to"):
+        Perceptual("block3_conv2", unit)
+    assert Perceptual("block3_conv2", unit, "relative").layer == "block3_conv2"
+
+
+def test_features_before_the_activation(pair, weights):
+    network, folder = weights
+    layer = network.get_layer("block1_conv2")
+    features = keras.Model(network.input, network.get_layer("block1_conv1").output)
+    before = (features(keras.applications.vgg19.preprocess_input(picture * 255.0)) for picture in pair)
+    x, y = (tf.nn.conv2d(one, layer.kernel, 1, "SAME") + layer.bias for one in before)
+    assert np.min(x) < 0 < np.max(x)
+    loss = Perceptual("block1_conv2", str(folder / "vgg19.npz"), 1.0, activated=False)
+    np.testing.assert_allclose(loss.call(*pair), np.square(x - y).mean((1, 2, 3)), rtol=1e-3)
+    assert loss.get_config()["activated"] is False
+
+
+@pytest.fixture(scope="module")
+def vgg16(tmp_path_factory):
+    """Random VGG16 weights of 16 bits in an archive, and the network that has them."""
+    keras.utils.set_random_seed(4)
+    network, arrays = keras.applications.VGG16(include_top=False, weights=None), {}
+    for layer in network.layers:
+        if layer.weights:
+            kernel, bias = (array.astype("float16") for array in layer.get_weights())
+            layer.set_weights([kernel, bias := bias + np.float16(0.5)])
+            arrays |= {f"{layer.name}_kernel": kernel, f"{layer.name}_bias": bias}
+    path = tmp_path_factory.mktemp("vgg16") / "vgg16.npz"
+    np.savez(path, **arrays)
+    return network, str(path)
+
+
+@pytest.mark.parametrize("layer", ["block2_conv2", "block5_conv3"])
+def test_features_are_those_of_keras_vgg16(pair, vgg16, layer):
+    network, path = vgg16
+    features = keras.Model(network.input, network.get_layer(layer).output)
+    given = [keras.applications.vgg16.preprocess_input(picture * 255.0) for picture in pair]
+    x, y = (features(picture).numpy() for picture in given)
+    loss = Perceptual(layer, path)
+    np.testing.assert_allclose(loss.features(given[0]), x, rtol=1e-3, atol=1e-5 * x.max())
+    expected = np.square(x - y).mean((1, 2, 3)) / 12.75**2
+    np.testing.assert_allclose(loss.call(*pair), expected, rtol=1e-3)
+    assert expected.min() > 0
+
+
+def test_vgg16_has_its_own_layers(vgg16, tmp_path):
+    with pytest.raises(InputError, match="VGG16 has no layer block3_conv4; expected one of block1_conv1, "):
+        vgg("block3_conv4", vgg16[1])
+    arrays = {"block1_conv1_kernel": np.zeros((3, 3, 3, 64)), "block1_conv1_bias": np.zeros(64)}
+    np.savez(tmp_path / "short.npz", **arrays)
+    assert vgg("block1_conv1", str(tmp_path / "short.npz")).count_params() == 1792
+    with pytest.raises(InputError, match=r"short\.npz: VGG16 weights up to block1_conv2 expected"):
+        vgg("block1_conv2", str(tmp_path / "short.npz"))
+
+
 def test_perceptual_gradient_flows_into_the_prediction_and_no_weight(pair, weights):
     loss = Perceptual("block2_conv2", str(weights[1] / "vgg19.npz"))
     x, y = pair[0], tf.Variable(pair[1])
@@ -135,7 +200,7 @@ def test_losses_are_rebuilt_from_their_config(pair, weights):
 
 def test_unknown_layer_is_named(weights):
     with pytest.raises(InputError, match=r"no layer block9_conv1; expected one of block1_conv1, "):
-        vgg19("block9_conv1", str(weights[1] / "vgg19.npz"))
+        vgg("block9_conv1", str(weights[1] / "vgg19.npz"))
 
 
 @pytest.mark.parametrize(
@@ -155,7 +220,7 @@ def test_bad_weight_files_are_named(tmp_path, weights, name, content, message):
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(InputError, match=message) as caught:
-        vgg19("block1_conv1", str(path))
+        vgg("block1_conv1", str(path))
     assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
 
@@ -166,7 +231,7 @@ def test_archive_that_lacks_a_layer_or_has_another_shape_is_named(tmp_path, weig
     np.savez(tmp_path / "shape.npz", **{**arrays, "conv1_2_w": arrays["conv1_1_w"]})
     for name in ("lacks.npz", "shape.npz"):
         with pytest.raises(InputError, match=name):
-            vgg19("block1_conv2", str(tmp_path / name))
+            vgg("block1_conv2", str(tmp_path / name))
 
 
 def test_without_a_network_the_error_says_which_file_to_give(monkeypatch):

@@ -8,7 +8,7 @@ from keras import ops
 
 from datasets.degradations import imresize, resize_matrix
 from datasets.errors import InputError
-from layers import BicubicDownsampling2D, PolyphaseConv2D
+from layers import BicubicDownsampling2D, PolyphaseConv2D, SpectralConv2D
 from losses import Fidelity, grid, relativistic, standard, total_variation
 from models.srgan import discriminator, generator, start_as_interpolation
 
@@ -58,6 +58,22 @@ def test_parameters_of_the_discriminator():
     # Sixteen channels of 2 x 2 pixels of 32 x 32, to 32 units.
     average, dense = (discriminator(filters=2, size=size) for size in (None, 32))
     assert count(dense) - count(average) == (2 * 2 - 1) * 16 * 32
+    # Spectral normalisation learns nothing; batch normalisation a scale and a shift for all but the first.
+    spectral = discriminator(norm="spectral")
+    assert count(spectral) == 5_215_425 - 2 * (64 + 2 * (128 + 256 + 512))
+    kernels = of_kind(spectral, keras.layers.Conv2D)
+    assert len(kernels) == 10
+    assert all(isinstance(layer, SpectralConv2D) for layer in kernels)
+    assert not of_kind(spectral, keras.layers.BatchNormalization)
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"norm": "layer"}, "norm: must be batch or spectral, not layer"),
+    ({"norm": "spectral", "size": 32}, "norm: spectral has no dense head"),
+])
+def test_impossible_discriminators_are_refused(arguments, message):
+    with pytest.raises(InputError, match=message):
+        discriminator(filters=2, **arguments)
 
 
 @pytest.mark.parametrize("scale", [2, 4, 8])
@@ -147,7 +163,8 @@ def test_impossible_generators_are_refused(arguments, message):
     lambda: generator(2, blocks=1, filters=4, prelu="channel"),
     lambda: discriminator(filters=2),
     lambda: discriminator(filters=2, size=32),
-], ids=["x8", "channel", "average", "dense"])
+    lambda: discriminator(filters=2, norm="spectral"),
+], ids=["x8", "channel", "average", "dense", "spectral"])
 def test_saved_and_loaded_networks_are_equal(tmp_path, rng, build):
     network = drawn(build(), 0.5)
     network.save(tmp_path / "network.keras")

@@ -169,7 +169,7 @@ def test_a_step_follows_both_gradients_of_the_formula(make, vgg, game, pixel_los
         ours, theirs = ((minus_log(fake), minus_log(real) + minus_log(-fake)) if game == "standard" else
                         (minus_log(fake - real), minus_log(real - fake)))
         expected = {
-            "pixel": tf.reduce_mean((hr - sr) ** 2 if pixel_loss == "mse" else tf.abs(hr - sr)),
+            "pixel": tf.reduce_mean((2 * hr - 2 * sr) ** 2 if pixel_loss == "mse" else tf.abs(hr - sr)),
             "vgg": Perceptual(vgg["vgg_layer"], vgg["vgg_weights"])(hr, sr),
             "adversarial": ours,
             "variation": tf.reduce_mean(total_variation(sr)),

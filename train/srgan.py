@@ -66,7 +66,8 @@ class Settings:
     """The generator's weights at the start: random, or such that it interpolates."""
     head: Literal["average", "dense"] = "average"
     """The discriminator's: averages over the picture, or dense over all positions (the paper)."""
-
+    norm: Literal["batch", "spectral"] = "batch"
+    """The discriminator's: of its features, or of its kernels, which bounds its slope."""
     frozen_norm: bool = False
     """In the game, normalise with the warm-up's statistics, as the network will when it is used, not with
     the batch's."""
@@ -75,15 +76,19 @@ class Settings:
     pixel: float = 1.0
     """Weight of the pixels' loss in the game."""
     pixel_loss: Literal["mse", "l1"] = "mse"
-    """Mean of squared, or of absolute differences."""
+    """Mean of squared differences on [-1, 1], where tanh and the paper have the pixels, or of absolute ones
+    on [0, 1]."""
     vgg: float = 0.0
-    """Weight of the mean squared difference of VGG19's features."""
+    """Weight of the mean squared difference of VGG's features."""
     vgg_scale: Literal["paper", "relative"] = "paper"
-    """The features times 1 / 12.75, or the difference relative to the features of HR."""
+    """The features, at the size that ImageNet's have, times 1 / 12.75 (`losses.Perceptual`), or the
+    difference relative to the features of HR."""
     vgg_layer: str = "block2_conv2"
     """The layer: block2_conv2 is the paper's VGG22, block5_conv4 its VGG54."""
+    vgg_activated: bool = True
+    """Features after the activation (the paper), or before it (ESRGAN)."""
     vgg_weights: str = "imagenet"
-    """`imagenet` (downloaded by Keras), or a file of VGG19 weights (.h5, .npz)."""
+    """`imagenet` (VGG19, downloaded by Keras), or a file of VGG19 (.h5, .npz) or VGG16 weights (.npz)."""
     adversarial: float = 1e-3
     """Weight of the adversarial loss."""
     game: Literal["standard", "relativistic"] = "standard"
@@ -104,6 +109,8 @@ class Settings:
     start: str = ""
     """A saved generator to start from (another scale's gives what they share); with --warm-up 0,
     the game begins at once."""
+    scratch: bool = False
+    """Let the game begin with an untrained generator, which does not converge: no warm-up and no start."""
     warm_up: int = 10
     """Epochs on pixels alone."""
     epochs: int = 40
@@ -126,6 +133,8 @@ class Settings:
 
 # The report's loss table gives 0.0041 for "perceptual loss", which its section 4.1.1
 # calls the per-pixel loss. Its epoch is taken to be one crop of each of DIV2K's 800 pictures.
+# What the game's terms weigh after a warm-up (srresnet-x2 on Set5): VGG 9e-3 to 3e-2, pixels 3e-6 to
+# 1e-5, adversarial 7e-4. Unit-mean features taken as they are would leave VGG 8e-7 to 3e-6.
 REPORTED = Settings(scale=2, pixel=0.0041, vgg=0.001)
 PAPER = Settings(blocks=16, prelu="channel", head="dense", pixel=0.0, vgg=1.0, vgg_layer="block5_conv4",
                  warm_up=1000, epochs=200, steps=1000, beta_2=0.999, schedule="step")
@@ -272,8 +281,8 @@ def trainer(settings):
         take_weights(network, weights_of(resolve.load(settings.start)))
     terms = {"pixel": (settings.pixel, {"mse": _mse, "l1": _l1}[settings.pixel_loss])}
     if settings.vgg:
-        scale = {"paper": 1 / 12.75, "relative": "relative"}[settings.vgg_scale]
-        perceptual = Perceptual(settings.vgg_layer, settings.vgg_weights, scale)
+        perceptual = Perceptual(settings.vgg_layer, settings.vgg_weights, settings.vgg_scale,
+                                settings.vgg_activated)
         terms["vgg"] = (settings.vgg, lambda lr, hr, sr: perceptual.call(hr, sr))
     if settings.variation:
         terms["variation"] = (settings.variation, lambda lr, hr, sr: total_variation(sr))
@@ -283,8 +292,8 @@ def trainer(settings):
     if settings.grid:
         terms["grid"] = (settings.grid, lambda lr, hr, sr: grid(hr, sr, settings.scale))
     model = SRGANTrainer(
-        network, discriminator(size=settings.crop if settings.head == "dense" else None), terms,
-        {"standard": standard, "relativistic": relativistic}[settings.game], settings.adversarial,
+        network, discriminator(size=settings.crop if settings.head == "dense" else None, norm=settings.norm),
+        terms, {"standard": standard, "relativistic": relativistic}[settings.game], settings.adversarial,
         settings.r1, settings.frozen_norm,
     )
     rate, discriminator_rate = schedules(settings)
@@ -296,7 +305,7 @@ def trainer(settings):
 
 
 def _mse(lr, hr, sr):
-    return tf.reduce_mean(tf.square(hr - sr), (1, 2, 3))
+    return tf.reduce_mean(tf.square(2 * (hr - sr)), (1, 2, 3))
 
 
 def _l1(lr, hr, sr):
@@ -317,6 +326,9 @@ def main(preset: str, settings: Settings):
     if settings.crop < least:
         raise InputError(f"crop: must be at least {least}, not {settings.crop}")
     check_average(settings.ema)
+    if settings.epochs and not (settings.warm_up or settings.start or settings.scratch):
+        raise InputError("warm_up: a game that begins with an untrained generator does not converge; give "
+                         "--start a network, or --scratch to try")
     train, val, test = split(settings.data, settings.val_pictures, settings.test_pictures, settings.run.seed)
     val, test = (list(degraded(part, settings.scale, "bicubic")) for part in (val, test))
     patches = Patches(train, settings.scale, settings.crop // settings.scale, settings.batch,

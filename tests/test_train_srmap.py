@@ -253,7 +253,8 @@ def test_presets_hold_the_report_s_numbers(monkeypatch):
     reported, pretrain = PRESETS["reported"][1], PRESETS["pretrain-l1"][1]
     assert (reported.crop, reported.batch, reported.learning_rate, reported.beta_2) == (192, 64, 2e-5, 0.99)
     assert (reported.fidelity, reported.r1) == (10 * 255, pytest.approx(10 / 255**2, rel=2e-3))
-    assert (reported.halve, reported.steps, reported.ema, reported.sample_every) == (200, 500, 0.999, 10)
+    assert (reported.epochs, reported.halve, reported.steps) == (200, 200, 500)
+    assert (reported.ema, reported.sample_every) == (0.999, 10)
     assert (reported.energy, reported.l1, reported.r2, reported.consistent) == (0, 0, 0, False)
     assert (pretrain.batch, pretrain.learning_rate, pretrain.halve) == (16, 1e-4, 200)
     for _, settings in PRESETS.values():

@@ -10,7 +10,8 @@ features of VGG19, whose weights `--vgg-weights FILE` names, or which are downlo
 does without.
 
 Source: the report "Explicit MAP Optimization for Photo-Realistic Super Resolution", whose
-sections and equations the comments name.
+sections and equations the comments name. What it leaves open is as in its authors' code, and
+is marked so.
 """
 
 from commands import command  # first: it quietens TensorFlow
@@ -67,7 +68,8 @@ class Settings:
 
     # Networks (3, appendix)
     size: Literal["full", "reduced"] = "full"
-    """The report's networks (21 million parameters each), or small ones (1.7 and 0.7 million)."""
+    """The report's networks (21 million parameters each; mirrored padding, initial values and the order
+    of their layers: authors' code), or small ones (1.7 and 0.7 million)."""
     noise: bool = True
     """Noise in every block of the generator."""
     initial_noise: float = 0.0
@@ -87,13 +89,13 @@ class Settings:
     vgg_weights: str = "imagenet"
     """VGG19's weights: "imagenet" (downloaded), or a file as `losses.Perceptual` takes it."""
     fidelity: float = 2550.0
-    """Weight alpha of |LR - shrunk SR|: the report's 10 is for 0..255."""
+    """Weight alpha of |LR - shrunk SR|: 10 (authors' code) is for 0..255."""
     adversarial: float = 1.0
     """Weight of the adversarial loss; 0 trains the generator alone."""
 
     # Loss of the discriminator (equation 7)
     r1: float = 1.54e-4
-    """Weight gamma of the gradient penalty on HR: the report's 10 is for 0..255."""
+    """Weight gamma of the gradient penalty on HR: 10 (authors' code) is for 0..255."""
     r2: float = 0.0
     """Weight of the same penalty on SR."""
 
@@ -101,18 +103,19 @@ class Settings:
     start: str = ""
     """A saved generator to start from, such as that of pretrain-l1: from scratch the game does not
     converge (3)."""
-    epochs: int = 400
-    """Epochs."""
+    epochs: int = 200
+    """Epochs (3). The report's plots show the first steps at half the rate (4), which more epochs take."""
     steps: int = 500
-    """Steps an epoch."""
+    """Steps an epoch (authors' code)."""
     learning_rate: float = 2e-5
-    """Adam's, of both networks."""
+    """Adam's, of both networks (authors' code)."""
     beta_2: float = 0.99
-    """Adam's; beta_1 is 0.9."""
+    """Adam's (authors' code); beta_1 is 0.9."""
     halve: int = 200
-    """Halve the learning rates after so many epochs; 0: never."""
+    """Halve the learning rates after so many epochs (4); 0: never."""
     ema: float = 0.999
-    """Momentum of the running average of the generator's weights that is measured and saved; 0: none."""
+    """Momentum of the running average of the generator's weights that is measured and saved (authors'
+    code); 0: none."""
     sample_every: int = 10
     """Draw samples of the weights as they are after every so many steps; 0: only after epochs."""
 
@@ -122,11 +125,12 @@ class Settings:
 OBJECTIVES = ("l1", "energy", "vgg", "fidelity", "adversarial")  # of the generator
 
 REPORTED = Settings()
-PRETRAIN = Settings(noise=False, l1=1.0, fidelity=0.0, adversarial=0.0, batch=16, learning_rate=1e-4,
-                    beta_2=0.999, ema=0.0, sample_every=0)
+# Batch, rate and epochs: authors' code; the report has batches of 64 here too, and 10 hours.
+PRETRAIN = Settings(noise=False, l1=1.0, fidelity=0.0, adversarial=0.0, batch=16, epochs=400,
+                    learning_rate=1e-4, beta_2=0.999, ema=0.0, sample_every=0)
 # The penalties hold the discriminator back on a few hundred pictures, which it soon knows by heart.
 IMPROVED = Settings(initial_noise=0.1, noise_cells=(1, 4), consistent=True, energy=200.0, vgg=60.0,
-                    fidelity=0.0, adversarial=5.0, r1=0.1, r2=0.1)
+                    fidelity=0.0, adversarial=5.0, r1=0.1, r2=0.1, epochs=400)
 PRESETS = {
     "pretrain-l1": ("The generator on L1, from which the game starts.", PRETRAIN),
     "reported": ("The report's game.", REPORTED),
@@ -264,6 +268,7 @@ def trainer(settings):
         if settings.halve:
             rate = keras.optimizers.schedules.PiecewiseConstantDecay(
                 [settings.halve * settings.steps - 1], [rate, rate / 2])
+        # Epsilon: authors' code.
         return keras.optimizers.Adam(rate, beta_2=settings.beta_2, epsilon=1e-8, **arguments)
 
     model.compile(adam(**averaging(settings.ema)),

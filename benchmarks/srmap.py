@@ -2,8 +2,8 @@
 
     python benchmarks/srmap.py
 
-The step is the game's with R1 (`train/srmap.py reported --size reduced`): a batch is split
-between the networks, each gets its gradients, each its Adam. Inference is the generator
+The step is the game's with R1 (`train/srmap.py reported --size reduced --no-reuse`): a batch is
+split between the networks, each gets its gradients, each its Adam. Inference is the generator
 alone, full and reduced, with noise and without: ours is a function of the place, PyTorch's
 comes from its generator, on one core. All engines take turns. Memory is the peak of a process
 of its own, compiling included, over what it had before the first call; where that, once used to
@@ -283,7 +283,8 @@ def main(
         about = {"goal": "keras float32 over_best_torch_float32 >= 1",
                  "torch_threads": torch.get_num_threads()}
         if part == "step":
-            settings = dataclasses.replace(REPORTED, size="reduced", crop=96, batch=batch, ema=0.0)
+            settings = dataclasses.replace(REPORTED, size="reduced", crop=96, batch=batch, ema=0.0,
+                                           reuse=False)
             rows, peaks = measure_step(settings, rounds)
             about["batch"] = batch
             columns = {"engine": "", "step_seconds": ".3f", "pictures_per_second": ".1f",

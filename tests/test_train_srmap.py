@@ -129,8 +129,9 @@ def playing(settings):
     return model, NoisyPatches(train, 2, settings.crop // 2, settings.batch)[0]
 
 
-def test_a_step_follows_both_gradients_of_the_equations(make):
-    model, batch = playing(make(**GAME, adversarial=0.7))
+@pytest.mark.parametrize("reuse", [True, False])
+def test_a_step_follows_both_gradients_of_the_equations(make, reuse):
+    model, batch = playing(make(**GAME, adversarial=0.7, reuse=reuse))
     (lr, seeds), (hr,) = batch
 
     def sample(i, k):
@@ -144,7 +145,7 @@ def test_a_step_follows_both_gradients_of_the_equations(make):
         return 0.5 * tf.reduce_sum(tape.gradient(total, pictures) ** 2) / 4
 
     with tf.GradientTape(persistent=True) as tape:
-        one, other, fixed = sample(0, 0), sample(0, 1), tf.stop_gradient(sample(1, 0))
+        one, other, fixed = sample(0, 0), sample(0, 1), tf.stop_gradient(sample(0 if reuse else 1, 0))
         critic = model.discriminator
         expected = {
             "l1": tf.reduce_mean(tf.abs(hr[::2] - one)),
@@ -193,11 +194,13 @@ def test_penalties_train_the_discriminator_alone(make, penalty):
     assert all(changed(judge, other_judge)[:-1])
 
 
-def test_parts_of_a_batch_make_the_same_step(make):
+@pytest.mark.parametrize(("reuse", "ways"), [
+    (True, [(1, False), (2, False)]), (False, [(1, False), (2, False), (2, True)])])
+def test_parts_of_a_batch_make_the_same_step(make, reuse, ways):
     """And so does a graph."""
     results = []
-    for parts, compiled in ((1, False), (2, False), (2, True)):
-        model, batch = playing(make(**GAME, accumulate=parts))
+    for parts, compiled in ways:
+        model, batch = playing(make(**GAME, accumulate=parts, reuse=reuse))
         tf.config.run_functions_eagerly(not compiled)
         step = tf.function(model.train_step)
         shown = step(tf.nest.map_structure(tf.constant, batch))
@@ -253,8 +256,10 @@ def test_presets_hold_the_report_s_numbers(monkeypatch):
     reported, pretrain = PRESETS["reported"][1], PRESETS["pretrain-l1"][1]
     assert (reported.crop, reported.batch, reported.learning_rate, reported.beta_2) == (192, 64, 2e-5, 0.99)
     assert (reported.fidelity, reported.r1) == (10 * 255, pytest.approx(10 / 255**2, rel=2e-3))
-    assert (reported.halve, reported.steps, reported.ema, reported.sample_every) == (200, 500, 0.999, 10)
+    assert (reported.epochs, reported.halve, reported.steps) == (200, 200, 500)
+    assert (reported.ema, reported.sample_every) == (0.999, 10)
     assert (reported.energy, reported.l1, reported.r2, reported.consistent) == (0, 0, 0, False)
+    assert reported.reuse
     assert (pretrain.batch, pretrain.learning_rate, pretrain.halve) == (16, 1e-4, 200)
     for _, settings in PRESETS.values():
         script.check(settings)

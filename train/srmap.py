@@ -10,7 +10,8 @@ features of VGG19, whose weights `--vgg-weights FILE` names, or which are downlo
 does without.
 
 Source: the report "Explicit MAP Optimization for Photo-Realistic Super Resolution", whose
-sections and equations the comments name.
+sections and equations the comments name. What it leaves open is as in its authors' code, and
+is marked so.
 """
 
 from commands import command  # first: it quietens TensorFlow
@@ -67,7 +68,8 @@ class Settings:
 
     # Networks (3, appendix)
     size: Literal["full", "reduced"] = "full"
-    """The report's networks (21 million parameters each), or small ones (1.7 and 0.7 million)."""
+    """The report's networks (21 million parameters each; mirrored padding, initial values and the order
+    of their layers: authors' code), or small ones (1.7 and 0.7 million)."""
     noise: bool = True
     """Noise in every block of the generator."""
     initial_noise: float = 0.0
@@ -87,32 +89,36 @@ class Settings:
     vgg_weights: str = "imagenet"
     """VGG19's weights: "imagenet" (downloaded), or a file as `losses.Perceptual` takes it."""
     fidelity: float = 2550.0
-    """Weight alpha of |LR - shrunk SR|: the report's 10 is for 0..255."""
+    """Weight alpha of |LR - shrunk SR|: 10 (authors' code) is for 0..255."""
     adversarial: float = 1.0
     """Weight of the adversarial loss; 0 trains the generator alone."""
 
     # Loss of the discriminator (equation 7)
     r1: float = 1.54e-4
-    """Weight gamma of the gradient penalty on HR: the report's 10 is for 0..255."""
+    """Weight gamma of the gradient penalty on HR: 10 (authors' code) is for 0..255."""
     r2: float = 0.0
     """Weight of the same penalty on SR."""
+    reuse: bool = True
+    """Show the discriminator the SR that trains the generator, beside HR of the other half (3). Otherwise
+    SR is drawn anew for the other half, one more pass of the generator a step."""
 
     # Optimisation
     start: str = ""
     """A saved generator to start from, such as that of pretrain-l1: from scratch the game does not
     converge (3)."""
-    epochs: int = 400
-    """Epochs."""
+    epochs: int = 200
+    """Epochs (3). The report's plots show the first steps at half the rate (4), which more epochs take."""
     steps: int = 500
-    """Steps an epoch."""
+    """Steps an epoch (authors' code)."""
     learning_rate: float = 2e-5
-    """Adam's, of both networks."""
+    """Adam's, of both networks (authors' code)."""
     beta_2: float = 0.99
-    """Adam's; beta_1 is 0.9."""
+    """Adam's (authors' code); beta_1 is 0.9."""
     halve: int = 200
-    """Halve the learning rates after so many epochs; 0: never."""
+    """Halve the learning rates after so many epochs (4); 0: never."""
     ema: float = 0.999
-    """Momentum of the running average of the generator's weights that is measured and saved; 0: none."""
+    """Momentum of the running average of the generator's weights that is measured and saved (authors'
+    code); 0: none."""
     sample_every: int = 10
     """Draw samples of the weights as they are after every so many steps; 0: only after epochs."""
 
@@ -122,11 +128,14 @@ class Settings:
 OBJECTIVES = ("l1", "energy", "vgg", "fidelity", "adversarial")  # of the generator
 
 REPORTED = Settings()
-PRETRAIN = Settings(noise=False, l1=1.0, fidelity=0.0, adversarial=0.0, batch=16, learning_rate=1e-4,
-                    beta_2=0.999, ema=0.0, sample_every=0)
-# The penalties hold the discriminator back on a few hundred pictures, which it soon knows by heart.
+# Batch, rate and epochs: authors' code; the report has batches of 64 here too, and 10 hours.
+PRETRAIN = Settings(noise=False, l1=1.0, fidelity=0.0, adversarial=0.0, batch=16, epochs=400,
+                    learning_rate=1e-4, beta_2=0.999, ema=0.0, sample_every=0)
+# The penalties hold the discriminator back on a few hundred pictures, which it soon knows by heart. SR
+# that is reused saves a pass of the generator a step, but stands beside HR of other pictures, whose
+# contents differ by more than real and fake do: a paired loss wants SR of the same LR, drawn anew.
 IMPROVED = Settings(initial_noise=0.1, noise_cells=(1, 4), consistent=True, energy=200.0, vgg=60.0,
-                    fidelity=0.0, adversarial=5.0, r1=0.1, r2=0.1)
+                    fidelity=0.0, adversarial=5.0, r1=0.1, r2=0.1, reuse=False, epochs=400)
 PRESETS = {
     "pretrain-l1": ("The generator on L1, from which the game starts.", PRETRAIN),
     "reported": ("The report's game.", REPORTED),
@@ -157,15 +166,17 @@ class SRMAPTrainer(GANTrainer):
         scale: HR's size over LR's.
         perceptual: `losses.PerceptualEnergy`, where "vgg" has a weight.
         parts: How many parts the gradients are computed in.
+        reuse: Show the discriminator the SR that trains the generator, beside HR of other pictures.
     """
 
-    def __init__(self, network, discriminator, weights, scale, perceptual=None, parts=1, **kwargs):
+    def __init__(self, network, discriminator, weights, scale, perceptual=None, parts=1, reuse=False,
+                 **kwargs):
         weights = {key: value for key, value in weights.items() if value}
         names = ["loss", "fidelity", *weights]
         if discriminator:
             names += ["discriminator", "accuracy", "generator_gradient", "discriminator_gradient"]
         super().__init__(network, discriminator, names, **kwargs)
-        self.weight, self.parts = weights, parts
+        self.weight, self.parts, self.reuse = weights, parts, reuse
         self.fidelity, self.perceptual = Fidelity(scale), perceptual
 
     def sample(self, lr, seed):
@@ -176,7 +187,7 @@ class SRMAPTrainer(GANTrainer):
         return self.network([lr, seed, temperature, origin], training=True)
 
     def generator_loss(self, lr, seeds, hr):
-        """Equation 6: (loss, dict of its terms)."""
+        """Equation 6: (loss, dict of its terms, SR)."""
         sr = self.sample(lr, seeds[:, 0])
         shown = {"fidelity": tf.reduce_mean(self.fidelity.call(lr, sr))}  # shown, wanted or not
         if "l1" in self.weight:
@@ -190,11 +201,11 @@ class SRMAPTrainer(GANTrainer):
         if "adversarial" in self.weight:
             real, fake = self.discriminator(hr, training=True), self.discriminator(sr, training=True)
             shown["adversarial"] = tf.reduce_mean(relativistic(real, fake)[0])
-        return sum(self.weight[name] * value for name, value in shown.items() if name in self.weight), shown
+        loss = sum(self.weight[name] * value for name, value in shown.items() if name in self.weight)
+        return loss, shown, sr
 
-    def discriminator_loss(self, lr, seeds, hr):
+    def discriminator_loss(self, sr, hr):
         """Equation 7, with a penalty on SR too: (loss, dict of its terms)."""
-        sr = tf.stop_gradient(self.sample(lr, seeds[:, 0]))
         real, real_penalty = penalised(self.discriminator, hr, "r1" in self.weight)
         fake, fake_penalty = penalised(self.discriminator, sr, "r2" in self.weight)
         shown = {"discriminator": tf.reduce_mean(relativistic(real, fake)[1])}
@@ -208,40 +219,42 @@ class SRMAPTrainer(GANTrainer):
 
     def train_step(self, batch):
         (lr, seeds), (hr,) = batch
-        batch = lr, seeds, hr
-        # Half of the pictures train one network, half the other.
-        halves = [tuple(x[i::2] for x in batch) for i in (0, 1)] if self.discriminator else [batch]
-        loss, shown, gradients = self._gradients(self.generator_loss, halves[0], self.network)
-        shown["loss"] = loss
-        if self.discriminator:
-            _, more, other_gradients = self._gradients(
-                self.discriminator_loss, halves[1], self.discriminator)
-            # As seen on this device's pictures; both networks answer to each other as they were.
-            replicas = tf.distribute.get_strategy().num_replicas_in_sync
-            shown |= more | {
-                "generator_gradient": replicas * tf.linalg.global_norm(gradients),
-                "discriminator_gradient": replicas * tf.linalg.global_norm(other_gradients),
-            }
-            self.discriminator_optimizer.apply(other_gradients, self.discriminator.trainable_variables)
-        self.optimizer.apply(gradients, self.network.trainable_variables)
-        return self.averaged(shown)
-
-    def _gradients(self, function, batch, network):
-        """Loss, terms and gradients of a network, averaged over parts of the batch."""
-        # Optimisers sum over the devices.
-        share = 1 / (self.parts * tf.distribute.get_strategy().num_replicas_in_sync)
         sums = None
-        for part in zip(*(tf.split(x, self.parts) for x in batch), strict=True):
+        for part in zip(*(tf.split(x, self.parts) for x in (lr, seeds, hr)), strict=True):
             with tf.control_dependencies(tf.nest.flatten(sums) if sums else []):  # one after another
                 part = [tf.identity(x) for x in part]
-            with tf.GradientTape() as tape:
-                loss, shown = function(*part)
-                scaled = share * loss
-            gradients = tape.gradient(scaled, network.trainable_variables)
-            terms = tf.nest.map_structure(lambda x: x / self.parts, (loss, shown))
-            new = (*terms, gradients)
+            new = self._gradients(*part)
             sums = new if sums is None else tf.nest.map_structure(tf.add, sums, new)
-        return sums
+        shown, gradients = sums
+        if self.discriminator:
+            # As seen on this device's pictures; both networks answer to each other as they were.
+            replicas = tf.distribute.get_strategy().num_replicas_in_sync
+            for name, of_one in zip(("generator", "discriminator"), gradients, strict=True):
+                shown[f"{name}_gradient"] = replicas * tf.linalg.global_norm(of_one)
+            self.discriminator_optimizer.apply(gradients[1], self.discriminator.trainable_variables)
+        self.optimizer.apply(gradients[0], self.network.trainable_variables)
+        return self.averaged(shown)
+
+    def _gradients(self, lr, seeds, hr):
+        """What a part of the batch adds to the terms, and to the gradients of each network."""
+        # Optimisers sum over the devices.
+        share = 1 / (self.parts * tf.distribute.get_strategy().num_replicas_in_sync)
+        # Half of the pictures train one network, half the other.
+        half, other = (slice(i, None, 2 if self.discriminator else 1) for i in (0, 1))
+        with tf.GradientTape() as tape:
+            loss, shown, sr = self.generator_loss(lr[half], seeds[half], hr[half])
+            scaled = share * loss
+        shown["loss"] = loss
+        gradients = [tape.gradient(scaled, self.network.trainable_variables)]
+        if self.discriminator:
+            if not self.reuse:
+                sr = self.sample(lr[other], seeds[other, 0])
+            with tf.GradientTape() as tape:
+                loss, more = self.discriminator_loss(tf.stop_gradient(sr), hr[other])
+                scaled = share * loss
+            shown |= more
+            gradients.append(tape.gradient(scaled, self.discriminator.trainable_variables))
+        return tf.nest.map_structure(lambda x: x / self.parts, shown), gradients
 
 
 def trainer(settings):
@@ -257,13 +270,15 @@ def trainer(settings):
         weights |= {"r1": 0, "r2": 0}
     critic = discriminator(**for_discriminator) if settings.adversarial else None
     perceptual = PerceptualEnergy(settings.vgg_weights) if settings.vgg else None
-    model = SRMAPTrainer(network, critic, weights, settings.scale, perceptual, settings.accumulate)
+    model = SRMAPTrainer(network, critic, weights, settings.scale, perceptual, settings.accumulate,
+                         settings.reuse)
 
     def adam(**arguments):
         rate = settings.learning_rate
         if settings.halve:
             rate = keras.optimizers.schedules.PiecewiseConstantDecay(
                 [settings.halve * settings.steps - 1], [rate, rate / 2])
+        # Epsilon: authors' code.
         return keras.optimizers.Adam(rate, beta_2=settings.beta_2, epsilon=1e-8, **arguments)
 
     model.compile(adam(**averaging(settings.ema)),

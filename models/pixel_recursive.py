@@ -28,6 +28,7 @@ def conditioning_network(
     norm="batch",
     hidden=128,
     spectral=True,
+    slope=0.2,
     transpose_kernel=3,
     head="softmax",
     levels=256,
@@ -38,6 +39,12 @@ def conditioning_network(
 
     `blocks` residual blocks at every resolution from LR's on, with a transposed
     convolution of stride 2 between them.
+
+    The report (4.2) gives the convolutions "within SPADE resnet block" a kernel of 4x4 and
+    stride 2. A residual block of stride 2 could not add its input, its figure 3 shows Park's
+    block, and it has the picture enlarged "at each convolution step in conditioning network"
+    (3.4): 4x4 and stride 2 are taken for the transposed convolutions', and the blocks keep
+    their 3x3.
 
     Args:
         size: Height and width of LR; None for any, with a Gaussian head.
@@ -50,6 +57,7 @@ def conditioning_network(
             control for what SPADE owes to seeing LR.
         hidden: SPADE's hidden channels.
         spectral: Normalise the convolutions of SPADE blocks spectrally.
+        slope: Of the LeakyReLU in SPADE blocks: 0.2 (Park et al.), or 0, ReLU (the report).
         transpose_kernel: Size of the transposed convolutions: 3, or 4 (the report).
         head: `"softmax"`, or `"gaussian"`: the mean of a Gaussian for each sub-pixel,
             (B, HR, HR, channels) in [0, 1], the paper's L2 regression baseline.
@@ -74,7 +82,7 @@ def conditioning_network(
 
     def residual_block(x, s):
         if norm == "spade":
-            return SPADEResBlock(filters, hidden, spectral=spectral,
+            return SPADEResBlock(filters, hidden, spectral=spectral, slope=slope,
                                  kernel_initializer=initializer.clone())([x, s])
         h = layers.Concatenate()([x, s]) if norm == "batch+lr" else x
         h = batch_norm()(conv(filters, 3)(h))

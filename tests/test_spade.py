@@ -130,14 +130,14 @@ def test_spade_refuses_another_norm():
         SPADE(norm="layer")
 
 
-@pytest.mark.parametrize("spectral", [True, False])
+@pytest.mark.parametrize(("spectral", "slope"), [(True, {}), (False, {}), (True, {"slope": 0.0})])
 @pytest.mark.parametrize("filters", [5, 3, 9])
-def test_residual_block_has_a_shortcut_where_widths_differ(rng, pair, filters, spectral):
+def test_residual_block_has_a_shortcut_where_widths_differ(rng, pair, filters, spectral, slope):
     x, s = pair
-    block = of_random_weights(SPADEResBlock(filters, 4, spectral=spectral), x, s, rng)
+    block = of_random_weights(SPADEResBlock(filters, 4, spectral=spectral, **slope), x, s, rng)
 
     def leaky(x):
-        return np.where(x > 0, x, 0.2 * x)
+        return np.where(x > 0, x, slope.get("slope", 0.2) * x)  # Park's, unless it is told
 
     h = block.conv_0(leaky(block.norm_0([x, s])))
     assert h.shape[-1] == min(filters, 5)
@@ -164,7 +164,7 @@ def test_a_picture_does_not_depend_on_the_batch_at_inference(rng, pair, norm):
 @pytest.mark.parametrize(("layer_class", "arguments", "channels"), [
     (SPADE, {"hidden": 4, "kernel_initializer": "he_normal"}, 5),
     (SPADE, {"hidden": 4, "norm": "instance"}, 5),
-    (SPADEResBlock, {"filters": 7, "hidden": 4}, 7),
+    (SPADEResBlock, {"filters": 7, "hidden": 4, "slope": 0.0}, 7),
     (SPADEResBlock, {"filters": 5, "hidden": 4, "norm": "instance", "spectral": False}, 5),
 ])
 def test_layers_of_two_inputs_are_good_layers(rng, pair, tmp_path, layer_class, arguments, channels):

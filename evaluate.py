@@ -40,6 +40,7 @@ from losses import bits_per_dimension
 from metrics import consistency, diversity, ms_ssim, psnr, quality, ssim
 from metrics.perceptual import LPIPS, SqueezeNetDistance, diversity_score
 from models import resolve
+from models.pixel_recursive import is_conditioned
 from models.sampler import Sampler, check_sampling, draws
 
 # Heading and format of every measure, as far as it is measured.
@@ -172,8 +173,9 @@ def likelihood(network, pictures, batch=50):
     """How probable a network finds `Thumbnails`.
 
     Returns:
-        A dict of `bits` per dimension of A + B, `bits_a` and `bits_b`; of `bits` alone for
-        a network without a prior; or of `mse`, the mean square error, for a regression.
+        A dict of `bits` per dimension of A + B, `bits_a` and `bits_b` (not where B's gates
+        are conditioned: B alone is then no model of HR); of `bits` alone for a network
+        without a prior; or of `mse`, the mean square error, for a regression.
     """
     sums = {}
     for start in range(0, len(pictures), batch):
@@ -181,7 +183,9 @@ def likelihood(network, pictures, batch=50):
         outputs = network.predict_on_batch([lr, hr] if len(network.inputs) == 2 else lr)
         if len(network.inputs) == 2:
             a, b = outputs
-            logits = {"bits": a + b, "bits_a": a, "bits_b": b}
+            logits = {"bits": a + b, "bits_a": a}
+            if not is_conditioned(network.get_layer("prior")):
+                logits["bits_b"] = b
             scores = {key: bits_per_dimension(hr, value) for key, value in logits.items()}
         elif draws(network):
             scores = {"bits": bits_per_dimension(hr, outputs)}

@@ -199,8 +199,8 @@ def multiply_adds(network, opened=True):
     horizontal = sum(count(block.horizontal_kernel, block._horizontal_mask)
                      + count(block.output_kernel, block._output_mask) for block in blocks)
     horizontal += sum(count(layer.kernel, layer._mask) for layer in map(prior.get_layer, ("head", "last")))
-    vertical = sum(int(np.prod(block.vertical_kernel.shape)) + int(np.prod(block.across_kernel.shape))
-                   for block in blocks)
+    vertical = sum(int(np.prod(kernel.shape)) for block in blocks for kernel in block.weights
+                   if kernel.name in ("vertical_kernel", "across_kernel", "condition_kernel"))
     return {"conditioning": total, "vertical": vertical, "horizontal": horizontal}
 
 

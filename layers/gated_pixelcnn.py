@@ -9,7 +9,7 @@ from layers.masked_conv import colour_mask
 
 @keras.saving.register_keras_serializable(package="superres")
 class GatedPixelCNNBlock(keras.layers.Layer):
-    """Gated convolution of a vertical and a horizontal stack: [v, h] -> [v, h].
+    """Gated convolution of a vertical and a horizontal stack: [v, h] or [v, h, s] -> [v, h].
 
     The vertical stack sees the rows above. The horizontal stack sees, of its own row,
     the pixels to the left and the earlier colours of its own pixel, and is told what
@@ -20,7 +20,12 @@ class GatedPixelCNNBlock(keras.layers.Layer):
     current one, so that no tap is computed to be masked away.
 
     Both stacks are (B, H, W, filters); the first block (type A) takes the picture for
-    both. `call` computes a whole picture. A sampler, which knows the picture only up
+    both. A third input s, (B, H, W, any channels), conditions the block: 1x1 convolutions
+    without a mask add it to what both stacks put into their gates, wherever it comes from.
+
+        tanh(W_f * x + V_f * s) sigmoid(W_g * x + V_g * s)
+
+    `call` computes a whole picture. A sampler, which knows the picture only up
     to a pixel, calls `vertical` with the last rows, then `left` and `pixel` for one
     pixel instead: the same weights on a smaller window.
 
@@ -44,7 +49,7 @@ class GatedPixelCNNBlock(keras.layers.Layer):
         (1, 32, 32, 32)
 
     Source: van den Oord et al., "Conditional Image Generation with PixelCNN Decoders",
-    2016, section 2.2 and figure 2.
+    2016, sections 2.2 and 2.3 (equation 4 with the feature maps of equation 5), figure 2.
     """
 
     def __init__(self, filters, kernel_size, mask_type="B", colours=3,
@@ -80,32 +85,40 @@ class GatedPixelCNNBlock(keras.layers.Layer):
         self.horizontal_bias = bias("horizontal_bias", 2 * filters)
         self.output_kernel = kernel("output_kernel", filters, filters)
         self.output_bias = bias("output_bias", filters)
+        if len(input_shape) == 3:  # of the vertical stack and of the horizontal one
+            self.condition_kernel = kernel("condition_kernel", input_shape[2][-1], 4 * filters)
         mask = np.ones((1, self.past + 1, channels, 2 * filters), "float32")
         mask[0, -1] = colour_mask(channels, 2 * filters, self.mask_type, self.colours, gates=2)
         self._horizontal_mask = mask
         self._output_mask = colour_mask(filters, filters, "B", self.colours)
 
     def call(self, inputs):
-        v, h = inputs
+        v, h, *condition = inputs
         # Type A stops one row earlier: the one shift of the vertical stack.
         above = ops.pad(v, ((0, 0), (self.past, 0), (0, 0), (0, 0)))
-        v, context = self.vertical(above[:, :-1] if self.mask_type == "A" else above)
+        v, context = self.vertical(above[:, :-1] if self.mask_type == "A" else above, *condition)
         left = ops.pad(h, ((0, 0), (0, 0), (self.past, 0), (0, 0)))
         kernel = ops.cast(self.horizontal_kernel * self._horizontal_mask, h.dtype)
         return [v, self._finish(_convolve(left, kernel) + context, h)]
 
-    def vertical(self, rows):
+    def vertical(self, rows, condition=None):
         """The vertical stack: (B, r + n - 1, W, C) -> (B, n, W, filters) and (B, n, W, 2 filters).
 
         Each output row sees r input rows: r is `past`, and one more for type B. The
-        second output is what the horizontal stack is told about the rows above.
+        second output is what the horizontal stack is told: about the rows above, and
+        about the condition, (B, n, W, any channels), where the block takes one.
         """
         dtype = rows.dtype
         rows = ops.pad(rows, ((0, 0), (0, 0), (self.past, self.past), (0, 0)))
         features = _convolve(rows, ops.cast(self.vertical_kernel, dtype))
         features = features + ops.cast(self.vertical_bias, dtype)
         context = ops.tensordot(features, ops.cast(self.across_kernel, dtype), 1)
-        return _gate(features), context + ops.cast(self.horizontal_bias, dtype)
+        context = context + ops.cast(self.horizontal_bias, dtype)
+        if condition is not None:
+            told = ops.tensordot(ops.cast(condition, dtype), ops.cast(self.condition_kernel, dtype), 1)
+            told_vertical, told_horizontal = ops.split(told, 2, axis=-1)
+            features, context = features + told_vertical, context + told_horizontal
+        return _gate(features), context
 
     def left(self, pixels, context):
         """First half of the horizontal stack at one pixel, before anything of the pixel is known.
@@ -136,7 +149,7 @@ class GatedPixelCNNBlock(keras.layers.Layer):
         return output if self.mask_type == "A" else output + inputs
 
     def compute_output_shape(self, input_shape):
-        return [(*shape[:-1], self.filters) for shape in input_shape]
+        return [(*shape[:-1], self.filters) for shape in input_shape[:2]]
 
     def get_config(self):
         return {

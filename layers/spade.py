@@ -83,26 +83,28 @@ class SPADE(keras.layers.Layer):
 class SPADEResBlock(keras.layers.Layer):
     """Residual block with SPADE: [x, s] -> (B, H, W, filters).
 
-    SPADE, LeakyReLU of slope 0.2 and a 3x3 convolution, twice, added to x. Where x has
-    another number of channels, it goes through SPADE and a 1x1 convolution without bias.
+    SPADE, LeakyReLU and a 3x3 convolution, twice, added to x. Where x has another number
+    of channels, it goes through SPADE and a 1x1 convolution without bias.
 
     Args:
         filters: Channels of the output.
         hidden: See `SPADE`.
         norm: See `SPADE`.
         spectral: Normalise the block's convolutions spectrally (`SpectralConv2D`).
+        slope: LeakyReLU's below zero; 0 for ReLU.
         kernel_initializer: Of all convolutions.
 
     Source: Park et al. 2019, section 3.2 and figure 4.
     """
 
-    def __init__(self, filters, hidden=128, norm="batch", spectral=True,
+    def __init__(self, filters, hidden=128, norm="batch", spectral=True, slope=0.2,
                  kernel_initializer="glorot_uniform", **kwargs):
         super().__init__(**kwargs)
         self.filters = filters
         self.hidden = hidden
         self.norm = norm
         self.spectral = spectral
+        self.slope = slope
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
 
     def build(self, input_shape):
@@ -131,8 +133,8 @@ class SPADEResBlock(keras.layers.Layer):
 
     def call(self, inputs):
         x, s = inputs
-        h = self.conv_0(ops.leaky_relu(self.norm_0([x, s]), 0.2))
-        h = self.conv_1(ops.leaky_relu(self.norm_1([h, s]), 0.2))
+        h = self.conv_0(ops.leaky_relu(self.norm_0([x, s]), self.slope))
+        h = self.conv_1(ops.leaky_relu(self.norm_1([h, s]), self.slope))
         if self.conv_s is not None:
             x = self.conv_s(self.norm_s([x, s]))
         return x + h
@@ -147,5 +149,6 @@ class SPADEResBlock(keras.layers.Layer):
             "hidden": self.hidden,
             "norm": self.norm,
             "spectral": self.spectral,
+            "slope": self.slope,
             "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
         }

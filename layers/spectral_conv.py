@@ -11,7 +11,8 @@ class SpectralConv2D(keras.layers.Conv2D):
     The kernel is seen as a matrix (everything else, filters). Its largest singular
     value sigma is estimated by one step of power iteration at every training step, from
     a vector u that is kept as a weight; gradients flow through sigma but not through
-    the singular vectors. The kernel itself is what the optimiser sees.
+    the singular vectors. The kernel itself is what the optimiser sees. All of this is
+    computed in float32, whatever the layer's precision.
     (`keras.layers.SpectralNormalization` overwrites the kernel instead, and its
     gradient leaves sigma out.)
 
@@ -21,6 +22,10 @@ class SpectralConv2D(keras.layers.Conv2D):
     Source: Miyato et al., "Spectral Normalization for Generative Adversarial
     Networks", 2018, equation 8 and algorithm 1.
     """
+
+    def add_weight(self, *args, name=None, **kwargs):
+        # In bfloat16, sigma would have two digits, and u would be no unit vector.
+        return super().add_weight(*args, name=name, autocast=name == "bias", **kwargs)
 
     def build(self, input_shape):
         super().build(input_shape)
@@ -35,7 +40,7 @@ class SpectralConv2D(keras.layers.Conv2D):
         return super().call(inputs)
 
     def convolution_op(self, inputs, kernel):
-        return super().convolution_op(inputs, kernel / ops.cast(self.sigma(), kernel.dtype))
+        return super().convolution_op(inputs, ops.cast(kernel / self.sigma(), inputs.dtype))
 
     def sigma(self):
         """The kernel's largest singular value, as u has it."""

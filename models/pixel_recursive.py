@@ -3,12 +3,17 @@
     p(y_i | x, y_<i) = softmax(A_i(x) + B_i(y_<i)),   i over rows, columns, then R, G, B
 
 A, the conditioning network, sees the LR picture x; B, the prior network, sees the HR
-picture's earlier sub-pixels. Each puts out 256 logits a sub-pixel.
+picture's earlier sub-pixels. Each puts out 256 logits a sub-pixel. The sum alone lets LR
+shift what B expects; with conditioned gates, B_i(y_<i, x) also sees A's last features, in
+every block.
 
 Sources: Dahl, Norouzi and Shlens, "Pixel Recursive Super Resolution", arXiv 1702.00783
 (the paper), section 3 and table 4; the report "Image Super-Resolution with pixel
-dependency", which puts SPADE in place of batch normalisation (section 3.4).
+dependency", which puts SPADE in place of batch normalisation (section 3.4); for conditioned
+gates van den Oord et al., "Conditional Image Generation with PixelCNN Decoders", 2016.
 """
+
+from itertools import zip_longest
 
 import keras
 from keras import layers
@@ -28,9 +33,11 @@ def conditioning_network(
     norm="batch",
     hidden=128,
     spectral=True,
+    slope=0.2,
     transpose_kernel=3,
     head="softmax",
     levels=256,
+    features=False,
     initializer="glorot_uniform",
     name="conditioning",
 ):
@@ -38,6 +45,12 @@ def conditioning_network(
 
     `blocks` residual blocks at every resolution from LR's on, with a transposed
     convolution of stride 2 between them.
+
+    The report (4.2) gives the convolutions "within SPADE resnet block" a kernel of 4x4 and
+    stride 2. A residual block of stride 2 could not add its input, its figure 3 shows Park's
+    block, and it has the picture enlarged "at each convolution step in conditioning network"
+    (3.4): 4x4 and stride 2 are taken for the transposed convolutions', and the blocks keep
+    their 3x3.
 
     Args:
         size: Height and width of LR; None for any, with a Gaussian head.
@@ -50,10 +63,13 @@ def conditioning_network(
             control for what SPADE owes to seeing LR.
         hidden: SPADE's hidden channels.
         spectral: Normalise the convolutions of SPADE blocks spectrally.
+        slope: Of the LeakyReLU in SPADE blocks: 0.2 (Park et al.), or 0, ReLU (the report).
         transpose_kernel: Size of the transposed convolutions: 3, or 4 (the report).
         head: `"softmax"`, or `"gaussian"`: the mean of a Gaussian for each sub-pixel,
             (B, HR, HR, channels) in [0, 1], the paper's L2 regression baseline.
         levels: Values that a sub-pixel can take.
+        features: Put out [logits, features], for a prior network with conditioned gates:
+            what the logits are made of, (B, HR, HR, filters), normalised.
         initializer: Of all kernels.
         name: The network's name.
 
@@ -74,7 +90,7 @@ def conditioning_network(
 
     def residual_block(x, s):
         if norm == "spade":
-            return SPADEResBlock(filters, hidden, spectral=spectral,
+            return SPADEResBlock(filters, hidden, spectral=spectral, slope=slope,
                                  kernel_initializer=initializer.clone())([x, s])
         h = layers.Concatenate()([x, s]) if norm == "batch+lr" else x
         h = batch_norm()(conv(filters, 3)(h))
@@ -98,7 +114,7 @@ def conditioning_network(
         return keras.Model(lr, layers.Rescaling(1, 0.5, dtype="float32")(conv(channels, 1)(x)), name=name)
     logits = conv(channels * levels, 1)(x)
     logits = layers.Reshape((size * scale, size * scale, channels, levels), name="logits")(logits)
-    return keras.Model(lr, logits, name=name)
+    return keras.Model(lr, [logits, batch_norm(name="features")(x)] if features else logits, name=name)
 
 
 def prior_network(
@@ -109,13 +125,15 @@ def prior_network(
     kernel_size=5,
     head=1024,
     levels=256,
+    condition=0,
     initializer="glorot_uniform",
     name="prior",
 ):
     """Build B: HR (B, size, size, channels) in [0, 1] -> (B, size, size, channels, levels) logits.
 
     The logits of a sub-pixel depend on the sub-pixels before it. A first block sees 7x7
-    pixels of the picture; the others kernel_size x kernel_size features each.
+    pixels of the picture; the others kernel_size x kernel_size features each. With
+    conditioned gates, the inputs are [HR, features of A], which every block is shown.
 
     Args:
         size: Height and width of HR.
@@ -125,6 +143,7 @@ def prior_network(
         kernel_size: Their window.
         head: Channels of the 1x1 convolution before the last.
         levels: Values that a sub-pixel can take.
+        condition: Channels of A's features for conditioned gates; 0: none.
         initializer: Of all kernels.
         name: The network's name.
     """
@@ -138,13 +157,15 @@ def prior_network(
         return MaskedConv2D(filters, 1, "B", channels, kernel_initializer=initializer.clone(), **kwargs)
 
     hr = keras.Input((size, size, channels), name="hr")
+    s = [keras.Input((size, size, condition), name="features")] if condition else []
     y = layers.Rescaling(1, -0.5)(hr)
-    v, h = block(7, "A", "block_0")([y, y])
+    v, h = block(7, "A", "block_0")([y, y, *s])
     for i in range(blocks):
-        v, h = block(kernel_size, "B", f"block_{i + 1}")([v, h])
+        v, h = block(kernel_size, "B", f"block_{i + 1}")([v, h, *s])
     x = conv(head, activation="relu", name="head")(h)
     x = conv(channels * levels, name="last")(x)
-    return keras.Model(hr, layers.Reshape((size, size, channels, levels), name="logits")(x), name=name)
+    logits = layers.Reshape((size, size, channels, levels), name="logits")(x)
+    return keras.Model([hr, *s] if s else hr, logits, name=name)
 
 
 def pixel_recursive(conditioning, prior):
@@ -152,14 +173,26 @@ def pixel_recursive(conditioning, prior):
 
     Args:
         conditioning: A `conditioning_network`.
-        prior: A `prior_network` of the same size and channels.
+        prior: A `prior_network` of the same size and channels. Either both have to do with
+            features or neither.
 
     Raises:
         InputError: where the two do not fit together.
     """
-    if conditioning.output_shape != prior.output_shape:
-        raise InputError(f"conditioning network and prior network differ: logits of "
-                         f"{conditioning.output_shape[1:]} and {prior.output_shape[1:]}")
+    shapes = [[tensor.shape[1:] for tensor in tensors] for tensors in (
+        conditioning.outputs, [*prior.outputs, *prior.inputs[1:]])]
+    for what, *pair in zip_longest(("logits", "features"), *shapes):
+        if len({*pair}) > 1:
+            raise InputError(f"conditioning network and prior network differ: {what} of "
+                             f"{pair[0]} and {pair[1]}")
     lr = keras.Input(conditioning.input_shape[1:], name="lr")
-    hr = keras.Input(prior.input_shape[1:], name="hr")
-    return keras.Model([lr, hr], [conditioning(lr), prior(hr)], name="pixel_recursive")
+    hr = keras.Input(prior.inputs[0].shape[1:], name="hr")
+    if not is_conditioned(prior):
+        return keras.Model([lr, hr], [conditioning(lr), prior(hr)], name="pixel_recursive")
+    logits, features = conditioning(lr)
+    return keras.Model([lr, hr], [logits, prior([hr, features])], name="pixel_recursive")
+
+
+def is_conditioned(prior):
+    """Whether a prior network has conditioned gates: what it puts out then depends on LR too."""
+    return len(prior.inputs) == 2

@@ -3,7 +3,8 @@
 The plain way (`NaiveSampler`) calls the whole network once for every sub-pixel. Nearly all
 of what a call computes was computed before: the features of earlier rows and pixels do
 not change, because nothing looks ahead. `Sampler` keeps those that are still needed. The
-vertical stack then runs once a row, the horizontal stack once a pixel and colour.
+vertical stack then runs once a row, the horizontal stack once a pixel and colour, and the
+conditioning network once a picture.
 
 Source: Ramachandran et al., "Fast Generation for Convolutional Autoregressive Models",
 2017, whose caching this is.
@@ -114,7 +115,7 @@ class Sampler(keras.Model):
         if len(network.inputs) == 2:
             self.conditioning, self.prior = network.get_layer("conditioning"), network.get_layer("prior")
             self.blocks = [layer for layer in self.prior.layers if isinstance(layer, GatedPixelCNNBlock)]
-        self.levels = self.conditioning.output_shape[-1] if draws(network) else 256
+        self.levels = network.outputs[0].shape[-1] if draws(network) else 256
         self.compile(jit_compile=jit_compile)
 
     def sample(self, lr, temperature=1.0, seed=0, samples=1, batch=32):
@@ -131,7 +132,7 @@ class Sampler(keras.Model):
             (samples, N, H, W, C) uint8.
         """
         lr = to_float(lr)
-        size = self.conditioning.output_shape[1:4]
+        size = self.network.outputs[0].shape[1:4]
         jobs = [(k, i) for k in range(samples) for i in range(len(lr))]
         batch, drawn = min(batch, len(jobs)), []
         for start in range(0, len(jobs), batch):
@@ -152,7 +153,9 @@ class Sampler(keras.Model):
         if self.prior is None:
             return draw(self.conditioning(lr, training=False), noise, temperature[:, None, None, None])
         # (rows, columns, batch, ...): the loops take one after the other.
-        logits = ops.transpose(self.conditioning(lr, training=False), (1, 2, 0, 3, 4))
+        logits, *condition = keras.tree.flatten(self.conditioning(lr, training=False))
+        logits = ops.transpose(logits, (1, 2, 0, 3, 4))
+        condition = [ops.transpose(features, (1, 0, 2, 3)) for features in condition]  # (rows, batch, ...)
         noise = ops.transpose(noise, (1, 2, 0, 3))
         pick = self._colours(channels, temperature)
 
@@ -163,9 +166,10 @@ class Sampler(keras.Model):
         def row(y, state):
             picture, *above = state
             contexts, windows, v = [], [], None
+            told = [features[y][:, None] for features in condition]
             for block, past in zip(self.blocks, above, strict=True):
                 windows.append(past if v is None else ops.concatenate([past, v], 1))
-                v, context = block.vertical(windows[-1])
+                v, context = block.vertical(windows[-1], *told)
                 contexts.append(ops.transpose(context[:, 0], (1, 0, 2)))
 
             def pixel(x, state):

@@ -20,8 +20,8 @@ from models.resolve import load
 from models.sampler import Sampler
 
 RANDOM = keras.initializers.RandomNormal(stddev=0.3)
-CHANNELS = {"rgb": 3, "grey": 1, "independent": 3, "regression": 3, "regression-grey": 1}
-DRAWING = ["rgb", "grey", "independent"]
+CHANNELS = {"rgb": 3, "grey": 1, "conditioned": 1, "independent": 3, "regression": 3, "regression-grey": 1}
+DRAWING = ["rgb", "grey", "conditioned", "independent"]
 REGRESSIONS = ["regression", "regression-grey"]
 
 
@@ -33,9 +33,11 @@ def network(name):
             prior_network(32, 3, 6, 1, head=12, initializer=RANDOM))
     head = "gaussian" if name in REGRESSIONS else "softmax"
     conditioning = conditioning_network(2, 2, CHANNELS[name], 6, 1, head=head, initializer="he_normal")
-    if name == "grey":  # of six levels
-        conditioning = conditioning_network(2, 2, 1, 6, 1, levels=6, initializer="he_normal")
-        return pixel_recursive(conditioning, prior_network(4, 1, 6, 1, head=12, levels=6, initializer=RANDOM))
+    if name in ("grey", "conditioned"):  # of six levels
+        gates = name == "conditioned"
+        return pixel_recursive(
+            conditioning_network(2, 2, 1, 6, 1, levels=6, features=gates, initializer="he_normal"),
+            prior_network(4, 1, 6, 1, head=12, levels=6, condition=6 * gates, initializer=RANDOM))
     return conditioning
 
 

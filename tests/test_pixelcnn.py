@@ -19,12 +19,14 @@ def groups(channels, colours=3):
     return [int(group) for group in GROUPS[channels]] if colours == 3 else [0] * channels
 
 
-def tiny(channels=3, size=3, levels=256, blocks=1, stddev=0.3):
+def tiny(channels=3, size=3, levels=256, blocks=1, stddev=0.3, conditioned=False):
     """A recursive network for HR of 2 size x 2 size pixels."""
     random = keras.initializers.RandomNormal(stddev=stddev)
     return pixel_recursive(
-        conditioning_network(size, 2, channels, filters=6, blocks=1, levels=levels, initializer="he_normal"),
-        prior_network(2 * size, channels, 8, blocks, head=60, levels=levels, initializer=random))
+        conditioning_network(size, 2, channels, filters=6, blocks=1, levels=levels, features=conditioned,
+                             initializer="he_normal"),
+        prior_network(2 * size, channels, 8, blocks, head=60, levels=levels, condition=6 * conditioned,
+                      initializer=random))
 
 
 def in_state(network, state, folder):
@@ -42,15 +44,23 @@ def in_state(network, state, folder):
     return network
 
 
-def dependencies(prior, picture):
+def prior_of(network, rng):
+    """Function HR -> B's logits, of a random LR: where the gates are conditioned, they are told it."""
+    lr = rng.random((1, *network.input_shape[0][1:]), "float32")
+    return lambda hr: network([tf.repeat(lr, len(hr), 0), tf.convert_to_tensor(hr)])[1]
+
+
+def dependencies(function, picture, outputs=None):
     """Boolean matrix: whether the logits of the sub-pixel of the row depend on the column's."""
-    pictures = tf.constant(np.repeat(picture[None], picture.size, 0))
+    outputs = outputs or picture.size
+    pictures = tf.constant(np.repeat(picture[None], outputs, 0))
     with tf.GradientTape() as tape:
         tape.watch(pictures)
-        logits = tf.reshape(prior(pictures), (picture.size, picture.size, -1))
+        logits = tf.reshape(function(pictures), (outputs, outputs, -1))
         mixture = np.random.default_rng(3).normal(size=logits.shape[-1]).astype("float32")
         total = tf.einsum("iil,l->", logits, mixture)  # picture i's logits of sub-pixel i
-    return tape.gradient(total, pictures).numpy().reshape(picture.size, -1) != 0
+    gradient = tape.gradient(total, pictures, unconnected_gradients="zero")
+    return gradient.numpy().reshape(outputs, -1) != 0
 
 
 # ------------------------------------------------------------------ layers
@@ -106,51 +116,56 @@ def test_colours_of_feature_maps_survive_the_gate():
     np.testing.assert_array_equal(colour_mask(8, 64, "A", gates=2), np.concatenate([one_half] * 2, 1))
 
 
+@pytest.mark.parametrize("condition", [0, 4])
 @pytest.mark.parametrize(("mask_type", "channels", "rows"), [("A", 3, 2), ("B", 8, 3)])
-def test_gated_block_is_a_good_layer(tmp_path, rng, mask_type, channels, rows):
+def test_gated_block_is_a_good_layer(tmp_path, rng, mask_type, channels, rows, condition):
     arguments = {"filters": 8, "kernel_size": 5, "mask_type": mask_type, "kernel_initializer": "he_normal"}
-    v, h = (rng.random((2, 6, 7, channels), "float32") for _ in range(2))
+    widths = [channels, channels, condition][: 2 + bool(condition)]
+    given = [rng.random((2, 6, 7, width), "float32") for width in widths]
     layer = GatedPixelCNNBlock(**arguments)
-    expected = layer([v, h])
+    expected = layer(given)
     assert [out.shape for out in expected] == [(2, 6, 7, 8)] * 2
-    assert layer.compute_output_shape([v.shape, h.shape]) == [(2, 6, 7, 8)] * 2
-    # Vertical, across, horizontal, output.
-    assert layer.count_params() == (5 * rows * channels + 1) * 16 + 16 * 16 + (3 * channels + 1) * 16 + 9 * 8
+    assert layer.compute_output_shape([x.shape for x in given]) == [(2, 6, 7, 8)] * 2
+    # Vertical, across, horizontal, output, condition.
+    assert layer.count_params() == ((5 * rows * channels + 1) * 16 + 16 * 16 + (3 * channels + 1) * 16 + 9 * 8
+                                    + condition * 32)
     config = layer.get_config()
     assert GatedPixelCNNBlock.from_config(config).get_config() == config
 
-    inputs = [keras.Input((None, None, channels)) for _ in range(2)]
+    inputs = [keras.Input((None, None, width)) for width in widths]
     network = keras.Model(inputs, GatedPixelCNNBlock.from_config(config)(inputs))
     assert [out.shape for out in network.outputs] == [(None, None, None, 8)] * 2
     network.set_weights(layer.get_weights())
     network.save(tmp_path / "block.keras")
     again = keras.saving.load_model(tmp_path / "block.keras")
-    for one, two, three in zip(expected, network([v, h]), again([v, h]), strict=True):
+    for one, two, three in zip(expected, network(given), again(given), strict=True):
         np.testing.assert_array_equal(one, two)
         np.testing.assert_array_equal(two, three)
 
     network.compile("sgd", "mse", run_eagerly=True)
-    network.train_on_batch([v, h], [np.ones((2, 6, 7, 8))] * 2)
+    network.train_on_batch(given, [np.ones((2, 6, 7, 8))] * 2)
     for old, new in zip(layer.get_weights(), network.get_weights(), strict=True):
         assert (old != new).any()
 
     mixed = GatedPixelCNNBlock(**arguments, dtype="mixed_bfloat16")
-    mixed.build([v.shape, h.shape])
+    mixed.build([x.shape for x in given])
     mixed.set_weights(layer.get_weights())
-    for one, two in zip(expected, mixed([v, h]), strict=True):
+    for one, two in zip(expected, mixed(given), strict=True):
         assert keras.backend.standardize_dtype(two.dtype) == "bfloat16"
         np.testing.assert_allclose(one, np.asarray(two, "float32"), atol=0.1)
     assert all(weight.dtype == "float32" for weight in mixed.weights)
 
 
+@pytest.mark.parametrize("conditioned", [False, True])
 @pytest.mark.parametrize("colours", [1, 3])
 @pytest.mark.parametrize("mask_type", ["A", "B"])
-def test_gated_block_is_its_formula(rng, randomize, mask_type, colours):
+def test_gated_block_is_its_formula(rng, randomize, mask_type, colours, conditioned):
     channels = colours if mask_type == "A" else 8
-    v, h = (rng.normal(size=(6, 7, channels)).astype("float32") for _ in range(2))
+    v, h, s = (rng.normal(size=(6, 7, width)).astype("float32") for width in (channels, channels, 4))
+    given = [x[None] for x in (v, h, s)][: 2 + conditioned]
     block = GatedPixelCNNBlock(8, 5, mask_type, colours)
-    block.build([(1, *v.shape)] * 2)
-    actual = randomize(block, 0.3)([v[None], h[None]])
+    block.build([x.shape for x in given])
+    actual = randomize(block, 0.3)(given)
     weights = {weight.name: np.asarray(weight) for weight in block.weights}
 
     def gate(x):
@@ -165,24 +180,30 @@ def test_gated_block_is_its_formula(rng, randomize, mask_type, colours):
         seen < sees if mask_type == "A" else seen <= sees, 2)
     above = convolve(v, vertical, weights["vertical_bias"])
     features = convolve(h, horizontal, weights["horizontal_bias"]) + above @ weights["across_kernel"]
+    if conditioned:  # each stack's gate is told on its own, every colour everything
+        told = s @ weights["condition_kernel"]
+        above, features = above + told[..., :16], features + told[..., 16:]
     output = gate(features) @ (weights["output_kernel"] * (sees[:, None] <= sees)) + weights["output_bias"]
     np.testing.assert_allclose(actual[0][0], gate(above), atol=1e-5)
     np.testing.assert_allclose(actual[1][0], output if mask_type == "A" else output + h, atol=1e-5)
 
 
+@pytest.mark.parametrize("conditioned", [False, True])
 @pytest.mark.parametrize("colours", [1, 3])
 @pytest.mark.parametrize("mask_type", ["A", "B"])
-def test_gated_block_row_by_row_and_pixel_by_pixel(rng, randomize, mask_type, colours):
+def test_gated_block_row_by_row_and_pixel_by_pixel(rng, randomize, mask_type, colours, conditioned):
     channels = colours if mask_type == "A" else 8
     v, h = (rng.normal(size=(2, 6, 7, channels)).astype("float32") for _ in range(2))
+    s = [rng.normal(size=(2, 6, 7, 4)).astype("float32")] * conditioned
     block = GatedPixelCNNBlock(8, 5, mask_type, colours)
-    block.build([v.shape, h.shape])
-    whole_v, whole_h = randomize(block, 0.3)([v, h])
+    block.build([x.shape for x in (v, h, *s)])
+    whole_v, whole_h = randomize(block, 0.3)([v, h, *s])
     seen, sees = np.array(groups(channels, colours)), np.array(groups(8, colours))
     above = np.pad(v, ((0, 0), (2, 0), (0, 0), (0, 0)))
     left = np.pad(h, ((0, 0), (0, 0), (2, 0), (0, 0)))
     for r in range(6):
-        row_v, context = block.vertical(above[:, r : r + (2 if mask_type == "A" else 3)])
+        row_v, context = block.vertical(above[:, r : r + (2 if mask_type == "A" else 3)],
+                                        *[features[:, r : r + 1] for features in s])
         np.testing.assert_allclose(row_v[:, 0], whole_v[:, r], atol=1e-5)
         for c in range(7):
             before = block.left(left[:, r, c : c + 2], context[:, 0, c])
@@ -215,11 +236,20 @@ def test_block_of_type_b_keeps_its_channels():
 
 
 @pytest.mark.parametrize("state", ["random", "trained", "loaded"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_logits_depend_on_all_earlier_sub_pixels_and_on_no_other(rng, tmp_path, channels, state):
-    prior = in_state(tiny(channels), state, tmp_path).get_layer("prior")
+@pytest.mark.parametrize(("channels", "conditioned"), [(1, False), (3, False), (1, True), (3, True)])
+def test_logits_depend_on_all_earlier_sub_pixels_and_on_no_other(rng, tmp_path, channels, conditioned, state):
+    network = in_state(tiny(channels, conditioned=conditioned), state, tmp_path)
     picture = rng.random((6, 6, channels), "float32")
-    np.testing.assert_array_equal(dependencies(prior, picture), np.tri(picture.size, k=-1, dtype=bool))
+    np.testing.assert_array_equal(dependencies(prior_of(network, rng), picture),
+                                  np.tri(picture.size, k=-1, dtype=bool))
+
+
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_conditioned_gates_see_all_of_lr(rng, conditioned):
+    network, hr = tiny(conditioned=conditioned), rng.random((1, 6, 6, 3), "float32")
+    seen = dependencies(lambda lr: network([lr, tf.repeat(hr, len(lr), 0)])[1],
+                        rng.random((3, 3, 3), "float32"), outputs=hr.size)
+    assert (seen == conditioned).all()
 
 
 @pytest.mark.parametrize("blocks", [0, 1, 2])
@@ -232,10 +262,10 @@ def test_there_is_no_blind_spot_within_reach(rng, blocks):
     np.testing.assert_array_equal(actual, near & np.tri(100, k=-1, dtype=bool))
 
 
-@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("channels", "conditioned"), [(1, False), (3, False), (3, True)])
 @pytest.mark.parametrize("pixel", [0, 9, 22])
-def test_the_future_may_hold_anything(rng, channels, pixel):
-    prior = tiny(channels).get_layer("prior")
+def test_the_future_may_hold_anything(rng, channels, conditioned, pixel):
+    prior = prior_of(tiny(channels, conditioned=conditioned), rng)
     picture = rng.random((36, channels), "float32")
     expected = np.asarray(prior(picture.reshape(1, 6, 6, -1))).reshape(36 * channels, -1)
     for colour in range(channels):
@@ -248,17 +278,18 @@ def test_the_future_may_hold_anything(rng, channels, pixel):
         assert np.isnan(actual[-channels:]).all()
 
 
-def test_probabilities_of_all_pictures_sum_to_one(rng):
-    network = tiny(size=1, levels=3, stddev=0.6)
-    conditioning, prior = network.get_layer("conditioning"), network.get_layer("prior")
-    a = conditioning(rng.random((1, 1, 1, 3), "float32"))
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_probabilities_of_all_pictures_sum_to_one(rng, conditioned):
+    network = tiny(size=1, levels=3, stddev=0.6, conditioned=conditioned)
+    lr = rng.random((1, 1, 1, 3), "float32")
     # Every picture of 2 x 2 RGB pixels of three levels, 3^12; the last nine sub-pixels in one batch.
     ends = np.stack(np.unravel_index(np.arange(3**9), (3,) * 9), -1)
 
     @tf.function
     def likelihoods(start):
         levels = tf.concat([tf.repeat(start[None], len(ends), 0), ends], 1)
-        b = prior(tf.reshape(tf.cast(levels, "float32") / 2, (-1, 2, 2, 3)))
+        hr = tf.reshape(tf.cast(levels, "float32") / 2, (-1, 2, 2, 3))
+        a, b = network([tf.repeat(lr, len(ends), 0), hr])
         chosen = tf.one_hot(tf.reshape(levels, (-1, 2, 2, 3)), 3)
         return [tf.exp(tf.reduce_sum(tf.cast(tf.nn.log_softmax(logits) * chosen, "float64"), (1, 2, 3, 4)))
                 for logits in (b, a + b)]
@@ -268,8 +299,9 @@ def test_probabilities_of_all_pictures_sum_to_one(rng):
     assert both.max() > 30 / 3**12  # far from uniform
 
 
-def test_a_picture_does_not_depend_on_the_batch_at_inference(rng):
-    network = tiny()
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_a_picture_does_not_depend_on_the_batch_at_inference(rng, conditioned):
+    network = tiny(conditioned=conditioned)
     lr, hr = rng.random((4, 3, 3, 3), "float32"), rng.random((4, 6, 6, 3), "float32")
     for whole, alone in zip(network([lr, hr]), network([lr[2:3], hr[2:3]]), strict=True):
         np.testing.assert_allclose(whole[2:3], alone, atol=1e-5)

@@ -76,6 +76,7 @@ def test_parameters_of_the_prior_network():
 
     expected = block(3, 7, 3) + 20 * block(3, 5, 32) + conv(1, 32, 1024) + conv(1, 1024, 3 * 256)
     assert prior_network().count_params() == expected == 1_673_952
+    assert prior_network(condition=32).count_params() == expected + 21 * 32 * 128
 
 
 @pytest.mark.parametrize(
@@ -103,6 +104,12 @@ def test_conditioning_networks_make_logits_and_means(rng, norm, scale):
     (lambda: conditioning_network(head="l1"), "head: must be softmax or gaussian, not l1"),
     (lambda: pixel_recursive(conditioning_network(2, 2, filters=2, blocks=0), prior_network(5, 3, 3, 0)),
      r"differ: logits of \(4, 4, 3, 256\) and \(5, 5, 3, 256\)"),
+    (lambda: pixel_recursive(conditioning_network(2, 2, filters=2, blocks=0, features=True),
+                             prior_network(4, 3, 3, 0, condition=3)),
+     r"differ: features of \(4, 4, 2\) and \(4, 4, 3\)"),
+    (lambda: pixel_recursive(conditioning_network(2, 2, filters=2, blocks=0),
+                             prior_network(4, 3, 3, 0, condition=2)),
+     r"differ: features of None and \(4, 4, 2\)"),
 ])
 def test_impossible_networks_are_refused(build, message):
     with pytest.raises(InputError, match=message):
@@ -145,21 +152,24 @@ def test_a_level_of_probability_zero_is_never_drawn(rng, noise, temperature, com
 # ------------------------------------------------------------------ Sampler
 
 
-@pytest.mark.parametrize(("channels", "blocks", "state", "jit_compile"), [
-    (3, 2, "random", False), (1, 2, "random", False), (3, 0, "random", False), (3, 1, "random", True),
-    (3, 1, "trained", False), (1, 1, "loaded", False), (3, 1, "loaded", False),
+@pytest.mark.parametrize(("channels", "blocks", "state", "jit_compile", "conditioned"), [
+    (3, 2, "random", False, False), (1, 2, "random", False, False), (3, 0, "random", False, False),
+    (3, 1, "random", True, False), (3, 1, "trained", False, False), (1, 1, "loaded", False, False),
+    (3, 1, "loaded", False, False), (3, 2, "trained", False, True), (1, 1, "loaded", False, True),
+    (3, 1, "random", True, True),
 ])
-def test_caches_change_nothing(rng, tmp_path, channels, blocks, state, jit_compile):
-    network = in_state(tiny(channels, blocks=blocks, stddev=0.5), state, tmp_path)
+def test_caches_change_nothing(rng, tmp_path, channels, blocks, state, jit_compile, conditioned):
+    network = in_state(tiny(channels, blocks=blocks, stddev=0.5, conditioned=conditioned), state, tmp_path)
     batch = inputs(rng, network)
     pictures = Sampler(network, jit_compile).predict_on_batch(batch)
     assert pictures.shape == batch[1].shape
     np.testing.assert_array_equal(pictures, NaiveSampler(network).predict_on_batch(batch))
 
 
-def test_pictures_follow_the_joint_distribution(rng):
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_pictures_follow_the_joint_distribution(rng, conditioned):
     # All pictures of 2 x 2 grey pixels of three levels, and 20,000 drawn ones.
-    network = tiny(1, size=1, levels=3, stddev=0.5)
+    network = tiny(1, size=1, levels=3, stddev=0.5, conditioned=conditioned)
     lr = rng.random((1, 1, 1, 1), "float32")
     levels = np.stack(np.unravel_index(np.arange(81), (3,) * 4), -1).reshape(-1, 2, 2, 1)
     a, b = network([np.repeat(lr, 81, 0), (levels / 2).astype("float32")])

@@ -130,14 +130,14 @@ def test_spade_refuses_another_norm():
         SPADE(norm="layer")
 
 
-@pytest.mark.parametrize("spectral", [True, False])
+@pytest.mark.parametrize(("spectral", "slope"), [(True, {}), (False, {}), (True, {"slope": 0.0})])
 @pytest.mark.parametrize("filters", [5, 3, 9])
-def test_residual_block_has_a_shortcut_where_widths_differ(rng, pair, filters, spectral):
+def test_residual_block_has_a_shortcut_where_widths_differ(rng, pair, filters, spectral, slope):
     x, s = pair
-    block = of_random_weights(SPADEResBlock(filters, 4, spectral=spectral), x, s, rng)
+    block = of_random_weights(SPADEResBlock(filters, 4, spectral=spectral, **slope), x, s, rng)
 
     def leaky(x):
-        return np.where(x > 0, x, 0.2 * x)
+        return np.where(x > 0, x, slope.get("slope", 0.2) * x)  # Park's, unless it is told
 
     h = block.conv_0(leaky(block.norm_0([x, s])))
     assert h.shape[-1] == min(filters, 5)
@@ -164,7 +164,7 @@ def test_a_picture_does_not_depend_on_the_batch_at_inference(rng, pair, norm):
 @pytest.mark.parametrize(("layer_class", "arguments", "channels"), [
     (SPADE, {"hidden": 4, "kernel_initializer": "he_normal"}, 5),
     (SPADE, {"hidden": 4, "norm": "instance"}, 5),
-    (SPADEResBlock, {"filters": 7, "hidden": 4}, 7),
+    (SPADEResBlock, {"filters": 7, "hidden": 4, "slope": 0.0}, 7),
     (SPADEResBlock, {"filters": 5, "hidden": 4, "norm": "instance", "spectral": False}, 5),
 ])
 def test_layers_of_two_inputs_are_good_layers(rng, pair, tmp_path, layer_class, arguments, channels):
@@ -200,12 +200,16 @@ def test_layers_of_two_inputs_are_good_layers(rng, pair, tmp_path, layer_class, 
 # ------------------------------------------------------------------ spectral normalisation
 
 
-@pytest.fixture
-def spectral(rng):
+def convolution(**kwargs):
     """A convolution of 3x3, 4 to 6 channels, with a bias."""
-    layer = SpectralConv2D(6, 3, padding="same", bias_initializer="normal")
+    layer = SpectralConv2D(6, 3, padding="same", bias_initializer="normal", **kwargs)
     layer.build((None, 5, 7, 4))
     return layer
+
+
+@pytest.fixture
+def spectral(rng):
+    return convolution()
 
 
 def matrix(layer):
@@ -221,6 +225,23 @@ def test_sigma_becomes_the_largest_singular_value(rng, spectral):
     np.testing.assert_allclose(spectral.sigma(), largest, rtol=1e-5)
     kernel, bias = np.asarray(spectral.kernel), np.asarray(spectral.bias)
     np.testing.assert_allclose(spectral(x)[0], convolve(x[0], kernel / largest, bias), atol=1e-5)
+
+
+def test_sigma_is_as_precise_in_bfloat16(rng, monkeypatch):
+    x, kernels = rng.random((1, 5, 7, 4), "float32"), []
+    layer = convolution(dtype="mixed_bfloat16")
+    monkeypatch.setattr(keras.layers.Conv2D, "convolution_op",
+                        lambda self, inputs, kernel: kernels.append(kernel) or tf.nn.conv2d(
+                            inputs, kernel, 1, "SAME"))
+    for _ in range(100):
+        output = layer(x, training=True)
+    assert keras.backend.standardize_dtype(output.dtype) == "bfloat16"
+    largest = np.linalg.svd(matrix(layer))[1][0]
+    np.testing.assert_allclose(layer.sigma(), largest, rtol=1e-5)
+    assert np.linalg.norm(layer.u) == pytest.approx(1, abs=1e-6)
+    # The kernel that is used is rounded once, after the division.
+    used = np.asarray(tf.cast(kernels[-1], "float32")).reshape(-1, 6)
+    np.testing.assert_allclose(used, matrix(layer) / largest, rtol=2**-8)
 
 
 def test_a_training_step_takes_one_step_of_power_iteration(rng, spectral):

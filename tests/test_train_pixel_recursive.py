@@ -17,6 +17,7 @@ from datasets.catalogue import load
 from datasets.errors import InputError
 from datasets.pictures import read_picture, write_picture
 from datasets.thumbnails import parts
+from layers import SPADEResBlock
 from models import resolve
 from models.sampler import Sampler
 from train.loop import Keeper, Log, RunSettings
@@ -200,6 +201,19 @@ def test_snapshots_of_presets_end_epochs(name):
     assert not any(step % settings.steps for step in settings.run.snapshots)
 
 
+def test_reported_networks_are_the_report_s():
+    # "SPADE block, Relu and Convolution layer"; "kernel size=4x4 and stride=2".
+    for name, slopes, size in [("reported", set(), 3), ("reported-spade", {0.0}, 4)]:
+        settings = PRESETS[name][1]
+        assert settings.epochs * settings.steps == 21_000
+        conditioning = trainer(settings).network.get_layer("conditioning")
+        blocks = [layer for layer in conditioning.layers if isinstance(layer, SPADEResBlock)]
+        assert {block.slope for block in blocks} == slopes
+        assert all(block.conv_0.kernel_size == block.conv_1.kernel_size == (3, 3) for block in blocks)
+        assert [(layer.kernel_size, layer.strides) for layer in conditioning.layers
+                if isinstance(layer, keras.layers.Conv2DTranspose)] == [((size, size), (2, 2))] * 2
+
+
 def test_networks_that_are_compared_have_as_many_weights():
     counts = []
     for name in ("improved", "improved-spade"):
@@ -294,7 +308,7 @@ def uncompiled(monkeypatch):
 
 
 def test_a_run_leaves_its_network_log_settings_snapshots_and_samples(settings, tmp_path, capsys):
-    main("corners", settings(snapshots=(2, 4)))
+    main("corners", settings(snapshots=(2, 4, 6)))  # the last one is past the end
     folder = tmp_path / "run"
     assert {path.name for path in folder.iterdir()} == {
         "settings.yaml", "log.csv", "model.keras", "last.keras", "step_2.keras", "step_4.keras",

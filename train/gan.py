@@ -44,7 +44,8 @@ class GANTrainer(keras.Model):
 
     def compile(self, optimizer, discriminator_optimizer=None):
         super().compile(optimizer=optimizer)
-        if discriminator_optimizer and self.dtype_policy.name == "mixed_float16":  # as Keras does with the one
+        # As Keras does with the optimiser that it knows of
+        if discriminator_optimizer and self.dtype_policy.name == "mixed_float16":
             discriminator_optimizer = keras.optimizers.LossScaleOptimizer(discriminator_optimizer)
         self.discriminator_optimizer = discriminator_optimizer
         if discriminator_optimizer:

@@ -121,7 +121,7 @@ REPORTED = Settings(initializer="truncated_normal", epochs=42, steps=500,
 IMPROVED = dataclasses.replace(
     REPORTED, data=Data(flip=True), initializer="glorot_uniform", conditioning_weight=(1.0, 0.25), batch=16,
     accumulator=0.0, decay=0.25, decay_steps=1500, epochs=16, steps=250,
-    run=RunSettings(precision="mixed_bfloat16", snapshots=CHECKPOINTS),
+    run=RunSettings(precision="auto", snapshots=CHECKPOINTS),
 )
 CORNERS = dataclasses.replace(
     IMPROVED, data=Data(source=("corners",), scale=2, channels=1), blocks=2, prior_filters=24, prior_blocks=8,
@@ -193,6 +193,7 @@ class PixelRecursiveTrainer(keras.Model):
             loss, shown = self.losses_of(lr, hr)
             # Gradients are summed over the replicas.
             loss = loss / tf.distribute.get_strategy().num_replicas_in_sync
+            loss = self.optimizer.scale_loss(loss)  # in float16, small gradients would vanish
         variables = self.network.trainable_variables
         self.optimizer.apply(tape.gradient(loss, variables), variables)
         self.loss_metric.update_state(shown)

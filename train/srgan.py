@@ -107,8 +107,10 @@ class Settings:
 
     # Optimisation (5.2)
     start: str = ""
-    """A saved generator to start from (another scale's gives what they share); with --warm-up 0,
+    """A saved generator to start from; with --warm-up 0,
     the game begins at once."""
+    start_partial: bool = False
+    """Start from a generator that has only a part of the layers, such as one of another scale."""
     scratch: bool = False
     """Let the game begin with an untrained generator, which does not converge: no warm-up and no start."""
     warm_up: int = 10
@@ -144,7 +146,7 @@ IMPROVED = Settings(
     initial="interpolation", frozen_norm=True, pixel=0.3, pixel_loss="l1", vgg=0.2, vgg_scale="relative",
     adversarial=2e-2, game="relativistic", fidelity=1.0, grid=5.0, r1=0.3, warm_up=16, epochs=1, steps=250,
     warm_up_rate=4e-4, beta_2=0.99, schedule="cosine", ema=0.99,
-    run=RunSettings(precision="mixed_bfloat16"),
+    run=RunSettings(precision="auto"),
 )
 PRESETS = {
     "reported": ("The report's x2: weights of its table, 40 epochs.", REPORTED),
@@ -182,8 +184,10 @@ class SRGANTrainer(GANTrainer):
 
     def train_step(self, batch):
         lr, (hr,) = batch
-        # Gradients are summed over the replicas.
+        # Gradients are summed over the replicas; in float16, small ones would vanish.
         share = 1 / tf.distribute.get_strategy().num_replicas_in_sync
+        share, discriminator_share = (
+            optimizer.scale_loss(share) for optimizer in (self.optimizer, self.discriminator_optimizer))
         with tf.GradientTape() as tape, tf.GradientTape() as discriminator_tape:
             sr = self.network(lr, training=not (self.playing and self.frozen_norm))
             terms = self.terms if self.playing else {"pixel": (1, self.terms["pixel"][1])}
@@ -194,10 +198,10 @@ class SRGANTrainer(GANTrainer):
                 fake = self.discriminator(sr, training=True)
                 shown["adversarial"], shown["discriminator"] = map(tf.reduce_mean, self.game(real, fake))
                 loss += self.adversarial * shown["adversarial"]
-                discriminator_loss = share * shown["discriminator"]
+                discriminator_loss = discriminator_share * shown["discriminator"]
                 if self.r1:
                     shown["r1"] = penalty
-                    discriminator_loss += share * self.r1 * penalty
+                    discriminator_loss += discriminator_share * self.r1 * penalty
             generator_loss = share * loss
         shown["loss"] = loss
 
@@ -210,7 +214,8 @@ class SRGANTrainer(GANTrainer):
             other_gradients = discriminator_tape.gradient(discriminator_loss, others)
             self.discriminator_optimizer.apply(other_gradients, others)
             shown["accuracy"] = tf.reduce_mean(tf.cast(real > fake, "float32"))
-            shown["discriminator_gradient"] = tf.linalg.global_norm(other_gradients) / share
+            shown["discriminator_gradient"] = (
+                tf.linalg.global_norm(other_gradients) / discriminator_share)
         shown["generator_gradient"] = tf.linalg.global_norm(gradients) / share  # of this device's pictures
         self.optimizer.apply(gradients, variables)
         return self.averaged(shown)
@@ -278,7 +283,7 @@ def trainer(settings):
     if settings.initial == "interpolation":
         start_as_interpolation(network)
     if settings.start:
-        take_weights(network, weights_of(resolve.load(settings.start)))
+        take_weights(network, weights_of(resolve.load(settings.start)), settings.start_partial)
     terms = {"pixel": (settings.pixel, {"mse": _mse, "l1": _l1}[settings.pixel_loss])}
     if settings.vgg:
         perceptual = Perceptual(settings.vgg_layer, settings.vgg_weights, settings.vgg_scale,

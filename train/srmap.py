@@ -28,6 +28,7 @@ from datasets.degradations import degraded
 from datasets.errors import InputError
 from datasets.patches import Patches, split
 from evaluate import evaluate, table
+from layers import NoiseInjection
 from losses import Fidelity, PerceptualEnergy, energy_score, relativistic
 from models import resolve
 from models.srmap import CRITIC_WIDTHS, SIZES, crop_of, discriminator, generator
@@ -106,6 +107,8 @@ class Settings:
     start: str = ""
     """A saved generator to start from, such as that of pretrain-l1: from scratch the game does not
     converge (3)."""
+    start_partial: bool = False
+    """Start from a generator that has only a part of the layers, such as one of another scale."""
     epochs: int = 200
     """Epochs (3). The report's plots show the first steps at half the rate (4), which more epochs take."""
     steps: int = 500
@@ -135,7 +138,8 @@ PRETRAIN = Settings(noise=False, l1=1.0, fidelity=0.0, adversarial=0.0, batch=16
 # that is reused saves a pass of the generator a step, but stands beside HR of other pictures, whose
 # contents differ by more than real and fake do: a paired loss wants SR of the same LR, drawn anew.
 IMPROVED = Settings(initial_noise=0.1, noise_cells=(1, 4), consistent=True, energy=200.0, vgg=60.0,
-                    fidelity=0.0, adversarial=5.0, r1=0.1, r2=0.1, reuse=False, epochs=400)
+                    fidelity=0.0, adversarial=5.0, r1=0.1, r2=0.1, reuse=False, epochs=400,
+                    run=RunSettings(precision="auto"))
 PRESETS = {
     "pretrain-l1": ("The generator on L1, from which the game starts.", PRETRAIN),
     "reported": ("The report's game.", REPORTED),
@@ -143,7 +147,7 @@ PRESETS = {
     "quick": ("Small networks, 100 steps of L1 and the game at once, on photographs that scikit-image ships.",
               dataclasses.replace(IMPROVED, size="reduced", crop=96, batch=4, l1=200.0, vgg=0.0,
                                   adversarial=1.0, epochs=4, steps=25, learning_rate=1e-4, ema=0.9,
-                                  val_pictures=1, test_pictures=0)),
+                                  val_pictures=1, test_pictures=0, run=RunSettings())),
 }
 
 
@@ -228,22 +232,23 @@ class SRMAPTrainer(GANTrainer):
         shown, gradients = sums
         if self.discriminator:
             # As seen on this device's pictures; both networks answer to each other as they were.
-            replicas = tf.distribute.get_strategy().num_replicas_in_sync
-            for name, of_one in zip(("generator", "discriminator"), gradients, strict=True):
-                shown[f"{name}_gradient"] = replicas * tf.linalg.global_norm(of_one)
+            share = 1 / tf.distribute.get_strategy().num_replicas_in_sync
+            optimizers = {"generator": self.optimizer, "discriminator": self.discriminator_optimizer}
+            for (name, optimizer), of_one in zip(optimizers.items(), gradients, strict=True):
+                shown[f"{name}_gradient"] = tf.linalg.global_norm(of_one) / optimizer.scale_loss(share)
             self.discriminator_optimizer.apply(gradients[1], self.discriminator.trainable_variables)
         self.optimizer.apply(gradients[0], self.network.trainable_variables)
         return self.averaged(shown)
 
     def _gradients(self, lr, seeds, hr):
         """What a part of the batch adds to the terms, and to the gradients of each network."""
-        # Optimisers sum over the devices.
+        # Optimisers sum over the devices; in float16, small gradients would vanish.
         share = 1 / (self.parts * tf.distribute.get_strategy().num_replicas_in_sync)
         # Half of the pictures train one network, half the other.
         half, other = (slice(i, None, 2 if self.discriminator else 1) for i in (0, 1))
         with tf.GradientTape() as tape:
             loss, shown, sr = self.generator_loss(lr[half], seeds[half], hr[half])
-            scaled = share * loss
+            scaled = self.optimizer.scale_loss(share * loss)
         shown["loss"] = loss
         gradients = [tape.gradient(scaled, self.network.trainable_variables)]
         if self.discriminator:
@@ -251,7 +256,7 @@ class SRMAPTrainer(GANTrainer):
                 sr = self.sample(lr[other], seeds[other, 0])
             with tf.GradientTape() as tape:
                 loss, more = self.discriminator_loss(tf.stop_gradient(sr), hr[other])
-                scaled = share * loss
+                scaled = self.discriminator_optimizer.scale_loss(share * loss)
             shown |= more
             gradients.append(tape.gradient(scaled, self.discriminator.trainable_variables))
         return tf.nest.map_structure(lambda x: x / self.parts, shown), gradients
@@ -264,7 +269,8 @@ def trainer(settings):
                         initial_noise=settings.initial_noise, noise_cells=settings.noise_cells,
                         consistent=settings.consistent)
     if settings.start:
-        take_weights(network, weights_of(resolve.load(settings.start)))
+        take_weights(network, weights_of(resolve.load(settings.start)), settings.start_partial,
+                     new=(NoiseInjection,))  # which a generator trained on L1 lacks
     weights = {key: getattr(settings, key) for key in (*OBJECTIVES, "r1", "r2")}
     if not settings.adversarial:
         weights |= {"r1": 0, "r2": 0}

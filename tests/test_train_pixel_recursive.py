@@ -340,6 +340,44 @@ def test_training_learns(settings):
     assert 8 > log["loss"][0] > log["loss"][1] > log["loss"][2]  # bits; eight are a guess
 
 
+def test_conditioned_gates_train_and_are_measured_with_lr(settings, tmp_path, uncompiled, capsys):
+    main("corners", settings(conditioned=True, ema=0.5, epochs=1))
+    assert [key for key in rows(tmp_path / "run")[0] if "bits" in key] == ["val_bits", "val_bits_a"]
+    assert ", B " not in capsys.readouterr().out  # alone it is no model of HR
+    network = resolve.load(tmp_path / "run" / "model.keras")
+    assert len(network.get_layer("prior").inputs) == 2
+
+
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_a_network_starts_from_another(settings, tmp_path, conditioned):
+    first = settings(conditioned=conditioned)
+    source = trainer(first).network
+    source.save(tmp_path / "first.keras")
+    again = dataclasses.replace(first, start=str(tmp_path / "first.keras"))
+    for one, two, plain in zip(*(network.get_weights() for network in (
+            source, trainer(again).network, trainer(first).network)), strict=True):
+        np.testing.assert_array_equal(one, two)
+        assert one.ndim == 1 or (one != plain).any()
+    with pytest.raises(InputError, match=r"start: .*pixel_recursive"):
+        trainer(dataclasses.replace(again, filters=8, prior_filters=8))
+
+
+def test_average_is_that_of_the_steps(settings):
+    averaged = settings(ema=0.75)
+    model, batches, steps = trainer(averaged), split(averaged)[0], []
+    variables = model.network.trainable_variables
+    for i in range(3):
+        model.train_step(batches.batch_number(i))
+        steps.append([np.array(weight) for weight in variables])
+    model.optimizer.finalize_variable_values(variables)
+    for one, two, three, average in zip(*steps, variables, strict=True):  # it starts with the first step's
+        np.testing.assert_allclose(average, 0.75 * (0.75 * one + 0.25 * two) + 0.25 * three,
+                                   rtol=1e-5, atol=1e-7)
+        assert (one != two).any()
+    with pytest.raises(InputError, match="ema: must be at least 0 and below 1, not 1"):
+        main("corners", settings(ema=1.0))
+
+
 def test_a_stopped_run_goes_on_to_the_same_weights_to_the_bit(settings, tmp_path, uncompiled, monkeypatch):
     changes = {"precision": "mixed_bfloat16", "data": {"flip": True}}  # as `improved`
     main("corners", settings("whole", **changes))
@@ -368,7 +406,7 @@ def test_a_killed_process_goes_on(settings, tmp_path, uncompiled, run_command):
 @pytest.mark.parametrize("model", ["recursive", "independent", "regression"])
 @pytest.mark.parametrize("norm", ["batch", "spade", "batch+lr"])
 def test_a_step_trains_every_weight(settings, model, norm):
-    small = settings(model=model, norm=norm, hidden=3, initializer="truncated_normal")
+    small = settings(model=model, norm=norm, hidden=3, initializer="truncated_normal", conditioned=True)
     trained = trainer(small)
     before = [np.array(weight) for weight in trained.trainable_variables]
     result = trained.train_step(split(small)[0].batch_number(0))

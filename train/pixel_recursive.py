@@ -30,7 +30,7 @@ from losses import cross_entropy
 from models import resolve
 from models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
 from models.sampler import Sampler
-from train.loop import RunSettings, Validation, fit
+from train.loop import RunSettings, Validation, averaging, check_average, fit, take_weights, weights_of
 
 
 @dataclasses.dataclass
@@ -85,6 +85,8 @@ class Settings:
     """Its gated blocks."""
     prior_head: int = 1024
     """Channels of its 1x1 convolution before the last."""
+    conditioned: bool = False
+    """Show the conditioning network's features to its gates."""
     initializer: Literal["truncated_normal", "glorot_uniform"] = "glorot_uniform"
     """Of all kernels; truncated_normal: of standard deviation 0.1."""
 
@@ -109,6 +111,10 @@ class Settings:
     """Epochs of `steps` steps."""
     steps: int = 250
     """Steps an epoch."""
+    ema: float = 0.0
+    """Momentum of the running average of the weights that is measured and saved; 0: none."""
+    start: str = ""
+    """A saved network to start from, of which both networks take their weights."""
 
     run: RunSettings = dataclasses.field(default_factory=RunSettings)
 
@@ -241,17 +247,22 @@ def trainer(settings):
     network = conditioning_network(
         data.size, data.scale, data.channels, settings.filters, settings.blocks, settings.norm,
         settings.hidden, settings.spectral, settings.slope, settings.transpose_kernel,
-        "gaussian" if settings.model == "regression" else "softmax", initializer=initializer,
+        "gaussian" if settings.model == "regression" else "softmax",
+        features=settings.conditioned and settings.model == "recursive", initializer=initializer,
     )
     if settings.model == "recursive":
         network = pixel_recursive(network, prior_network(
             data.size * data.scale, data.channels, settings.prior_filters, settings.prior_blocks,
-            head=settings.prior_head, initializer=initializer))
+            head=settings.prior_head, condition=settings.filters * settings.conditioned,
+            initializer=initializer))
+    if settings.start:
+        take_weights(network, weights_of(resolve.load(settings.start)))
     schedule = keras.optimizers.schedules.ExponentialDecay(
         settings.learning_rate, settings.decay_steps, settings.decay, staircase=True)
     model = PixelRecursiveTrainer(network, (*settings.conditioning_weight, settings.conditioning_steps))
     model.compile(optimizer=RMSprop(
-        schedule, rho=0.95, momentum=0.9, epsilon=1e-8, accumulator=settings.accumulator))
+        schedule, rho=0.95, momentum=0.9, epsilon=1e-8, accumulator=settings.accumulator,
+        **averaging(settings.ema)))
     return model
 
 
@@ -282,6 +293,7 @@ def main(preset: str, settings: Settings):
     for name, smallest in {**least, "prior_blocks": 0, "data.held_out": 2}.items():
         if numbers[name] < smallest:
             raise InputError(f"{name}: must be at least {smallest}, not {numbers[name]}")
+    check_average(settings.ema)
     train, val, test = split(settings)
     folder = fit(
         lambda: trainer(settings), train, ThumbnailValidation(val, settings.model), settings,

@@ -42,6 +42,7 @@ from metrics.perceptual import LPIPS, SqueezeNetDistance, diversity_score
 from models import resolve
 from models.pixel_recursive import is_conditioned
 from models.sampler import Sampler, check_sampling, draws
+from precision import chosen_precision
 
 # Heading and format of every measure, as far as it is measured.
 COLUMNS = {"psnr_y": ("PSNR-Y", ".2f"), "ssim_y": ("SSIM-Y", ".4f"), "psnr_rgb": ("PSNR-RGB", ".2f"),
@@ -332,7 +333,7 @@ def main(
         distances["lpips"] = LPIPS(lpips)
     if squeezenet:
         distances["squeezenet_distance"] = SqueezeNetDistance(squeezenet)
-    network = resolve.load_blended(model, precision, blend, blend_with)
+    network = resolve.load_blended(model, chosen_precision(precision), blend, blend_with)
     scale, size = resolve.scale_of(network), resolve.lr_size(network)
     if ensemble:
         resolve.check_ensemble(network)

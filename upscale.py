@@ -35,6 +35,7 @@ from datasets.pictures import Picture, list_pictures, read_picture, to_uint8, wr
 from datasets.thumbnails import Crop, thumbnail
 from models import resolve
 from models.sampler import Sampler, check_sampling
+from precision import chosen_precision
 
 
 def destinations(inputs, folder, scale):
@@ -131,7 +132,7 @@ def main(
         raise InputError(f"tile: must be at least 1, not {tile}")
     if not inputs:
         raise InputError("nothing to upscale: name picture files, folders or patterns")
-    network = resolve.load_blended(model, precision, blend, blend_with)
+    network = resolve.load_blended(model, chosen_precision(precision), blend, blend_with)
     size, noise = resolve.lr_size(network), resolve.stochastic(network)
     if ensemble:
         resolve.check_ensemble(network)

@@ -115,6 +115,8 @@ class Settings:
     """Momentum of the running average of the weights that is measured and saved; 0: none."""
     start: str = ""
     """A saved network to start from, of which both networks take their weights."""
+    start_partial: bool = False
+    """Start from a network that has only a part of the layers, such as one without a prior."""
 
     run: RunSettings = dataclasses.field(default_factory=RunSettings)
 
@@ -256,7 +258,7 @@ def trainer(settings):
             head=settings.prior_head, condition=settings.filters * settings.conditioned,
             initializer=initializer))
     if settings.start:
-        take_weights(network, weights_of(resolve.load(settings.start)))
+        take_weights(network, weights_of(resolve.load(settings.start)), settings.start_partial)
     schedule = keras.optimizers.schedules.ExponentialDecay(
         settings.learning_rate, settings.decay_steps, settings.decay, staircase=True)
     model = PixelRecursiveTrainer(network, (*settings.conditioning_weight, settings.conditioning_steps))

@@ -34,6 +34,7 @@ from datasets.catalogue import load
 from datasets.corners import are_corners, corner_count
 from datasets.degradations import degraded, imresize
 from datasets.errors import InputError
+from datasets.likeness import warn_of_likenesses
 from datasets.pictures import contact_sheet, to_float, to_uint8, write_picture
 from datasets.thumbnails import Crop, Thumbnails, parts
 from losses import bits_per_dimension
@@ -281,6 +282,7 @@ def main(
     model: str,
     /,
     data: str = "photos",
+    against: str = "",
     degradation: Literal["bicubic", "realworld"] = "bicubic",
     limit: int | None = None,
     json_file: Annotated[str | None, tyro.conf.arg(name="json")] = None,
@@ -302,6 +304,8 @@ def main(
     Args:
         model: The network, a .keras file.
         data: A folder of HR pictures or a name of the catalogue (its test split).
+        against: What the network was trained on, a folder or a name (its training split): warn of
+            every picture that looks like one of it, at another size or compression too.
         degradation: How LR is made: MATLAB's bicubic, or random blur kernels.
         limit: Measure only so many pictures.
         json_file: Write all figures to this file.
@@ -343,6 +347,8 @@ def main(
             raise InputError(f"--degradation: {degradation} is not what networks of one size are for")
         if distances:
             raise InputError("--lpips, --squeezenet: pictures of networks of one size are too small")
+        if against:
+            raise InputError("--against: not for networks of one size")
         if held_out is not None and (held_out < 2 or not Path(data).is_dir()):
             raise InputError("--held-out: takes a number from 2 on, and --data a folder")
         known, examples = parts(data, held_out)
@@ -357,6 +363,9 @@ def main(
         if resolve.stochastic(network):
             check_sampling(samples, temperature, seed, noise=True)
         pairs = list(degraded(load(data, "test", limit), scale, degradation))
+        if against:
+            warn_of_likenesses([(name, hr) for name, _, hr in pairs],
+                               ((example.name, example.hr) for example in load(against)))
         result = evaluate(network, pairs, distances, samples, temperature, seed, ensemble)
         print(table(result))
         if figure_file:

@@ -17,6 +17,7 @@ from datasets.degradations import (
     realworld,
 )
 from datasets.errors import InputError
+from datasets.likeness import warn_of_likenesses
 from datasets.pictures import to_float, to_uint8
 
 KERNEL_SIZE = 11
@@ -25,6 +26,8 @@ ALIGNMENT_SAMPLE = 32  # pictures: a shift is common to all
 
 def split(sources, val, test, seed, train=0):
     """Read the pictures of all sources and part them at random: (train, val, test).
+
+    A picture of val or test that looks like one of train is warned of.
 
     Args:
         sources: Folders and names of the catalogue.
@@ -43,7 +46,9 @@ def split(sources, val, test, seed, train=0):
                          f"validate and {test} to test on")
     order = np.random.default_rng(seed).permutation(len(examples))
     parts = np.split(order, np.cumsum([wanted, val, test]))[:3]
-    return tuple([examples[i] for i in part] for part in parts)
+    train, val, test = ([examples[i] for i in part] for part in parts)
+    warn_of_likenesses(*([(example.name, example.hr) for example in part] for part in (val + test, train)))
+    return train, val, test
 
 
 class Patches:

@@ -35,7 +35,7 @@ class GatedPixelCNNBlock(keras.layers.Layer):
         mask_type: `"A"` for the first block, whose input is the picture and which has
             no residual connection; `"B"` for the others.
         colours: Channels of the picture: 3 for RGB, 1 for grey.
-        kernel_initializer: Of all kernels.
+        kernel_initializer: Of all kernels but the condition's, which starts at zero.
 
     Raises:
         ValueError: for another mask type or an even kernel, and for a block of type B
@@ -85,8 +85,11 @@ class GatedPixelCNNBlock(keras.layers.Layer):
         self.horizontal_bias = bias("horizontal_bias", 2 * filters)
         self.output_kernel = kernel("output_kernel", filters, filters)
         self.output_bias = bias("output_bias", filters)
-        if len(input_shape) == 3:  # of the vertical stack and of the horizontal one
-            self.condition_kernel = kernel("condition_kernel", input_shape[2][-1], 4 * filters)
+        if len(input_shape) == 3:
+            # Of the vertical stack and of the horizontal one. From zero, training starts without
+            # a condition: gates that random features fill learn more slowly.
+            self.condition_kernel = self.add_weight(
+                name="condition_kernel", shape=(input_shape[2][-1], 4 * filters), initializer="zeros")
         mask = np.ones((1, self.past + 1, channels, 2 * filters), "float32")
         mask[0, -1] = colour_mask(channels, 2 * filters, self.mask_type, self.colours, gates=2)
         self._horizontal_mask = mask

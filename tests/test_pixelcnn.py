@@ -22,11 +22,15 @@ def groups(channels, colours=3):
 def tiny(channels=3, size=3, levels=256, blocks=1, stddev=0.3, conditioned=False):
     """A recursive network for HR of 2 size x 2 size pixels."""
     random = keras.initializers.RandomNormal(stddev=stddev)
-    return pixel_recursive(
+    network = pixel_recursive(
         conditioning_network(size, 2, channels, filters=6, blocks=1, levels=levels, features=conditioned,
                              initializer="he_normal"),
         prior_network(2 * size, channels, 8, blocks, head=60, levels=levels, condition=6 * conditioned,
                       initializer=random))
+    for weight in network.get_layer("prior").weights:
+        if weight.name == "condition_kernel":  # it starts at zero
+            weight.assign(random(weight.shape))
+    return network
 
 
 def in_state(network, state, folder):

@@ -354,10 +354,10 @@ def test_a_network_starts_from_another(settings, tmp_path, conditioned):
     source = trainer(first).network
     source.save(tmp_path / "first.keras")
     again = dataclasses.replace(first, start=str(tmp_path / "first.keras"))
-    for one, two, plain in zip(*(network.get_weights() for network in (
-            source, trainer(again).network, trainer(first).network)), strict=True):
+    for one, two in zip(source.get_weights(), trainer(again).network.get_weights(), strict=True):
         np.testing.assert_array_equal(one, two)
-        assert one.ndim == 1 or (one != plain).any()
+    assert any((one != plain).any() for one, plain in
+               zip(source.get_weights(), trainer(first).network.get_weights(), strict=True))
     with pytest.raises(InputError, match=r"start: only 1 of 1[56] layers find weights of their shape in it"):
         trainer(dataclasses.replace(again, filters=8, prior_filters=8))
 
@@ -409,7 +409,8 @@ def test_a_step_trains_every_weight(settings, model, norm):
     small = settings(model=model, norm=norm, hidden=3, initializer="truncated_normal", conditioned=True)
     trained = trainer(small)
     before = [np.array(weight) for weight in trained.trainable_variables]
-    result = trained.train_step(split(small)[0].batch_number(0))
+    for i in range(2):  # the features' scale stands still until the gates make use of them
+        result = trained.train_step(split(small)[0].batch_number(i))
     assert np.isfinite(result["loss"])
     still = [weight.path for old, weight in zip(before, trained.trainable_variables, strict=True)
              if (old == np.array(weight)).all()]

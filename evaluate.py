@@ -10,8 +10,9 @@ bits; SR is rounded to 8 bits before it is measured. PSNR and SSIM leave out a b
 `scale` pixels. Y is BT.601's; grey pictures are measured as they are.
 
 Networks with noise draw samples: the measures are means over them, and two more say how
-faithful they are to LR: the worst sample's LR-PSNR, and the PSNR of the mean squared error,
-which stays finite where single pictures are exact.
+faithful they are to LR: the worst sample's LR-PSNR, and the PSNR of the mean squared error.
+
+No PSNR is infinite: an exact picture counts as if one of its values were one level of 255 off.
 
 Networks of one size (pixel recursive ones): a square is cut out of each picture and
 shrunk to HR; nothing is left out of the border, PSNR and SSIM are in RGB. Where the
@@ -38,7 +39,7 @@ from datasets.likeness import warn_of_likenesses
 from datasets.pictures import contact_sheet, to_float, to_uint8, write_picture
 from datasets.thumbnails import Crop, Thumbnails, parts
 from losses import bits_per_dimension
-from metrics import consistency, diversity, ms_ssim, psnr, quality, ssim
+from metrics import consistency, diversity, finite_psnr, ms_ssim, quality, ssim
 from metrics.perceptual import LPIPS, SqueezeNetDistance, diversity_score
 from models import resolve
 from models.pixel_recursive import is_conditioned
@@ -109,13 +110,13 @@ def evaluate(network, pairs, distances=None, samples=1, temperature=1.0, seed=0,
 
 
 def average(rows, drawn=False):
-    """Means of dicts of measures; of drawn pictures also the worst LR-PSNR and that of the mean error."""
+    """Means of dicts of finite measures; of drawn ones also the worst LR-PSNR and that of the mean error."""
     result = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
     if drawn:
         worst = [row.get("lr_psnr_worst", row["lr_psnr"]) for row in rows]
         pooled = [10 ** (-row.get("lr_psnr_pooled", row["lr_psnr"]) / 10) for row in rows]
         result["lr_psnr_worst"] = min(worst)
-        result["lr_psnr_pooled"] = float("inf") if not any(pooled) else float(-10 * np.log10(np.mean(pooled)))
+        result["lr_psnr_pooled"] = float(-10 * np.log10(np.mean(pooled)))
     return result
 
 
@@ -206,7 +207,7 @@ def sample_quality(pictures, drawn):
         samples `diversity`, and for corners `one_digit`: the share with exactly one digit.
     """
     measures = {
-        "psnr": lambda lr, hr, sr: psnr(hr, sr),
+        "psnr": lambda lr, hr, sr: finite_psnr(hr, sr),
         "ssim": lambda lr, hr, sr: ssim(hr, sr),
         "ms_ssim": lambda lr, hr, sr: ms_ssim(hr, sr),
     }
@@ -375,7 +376,7 @@ def main(
 
 
 def _finite(result):
-    """The result with None for what is not finite, such as the PSNR of equal pictures: JSON has none."""
+    """The result with None for what is not finite, as a broken network's measures may be: JSON has none."""
     if isinstance(result, dict):
         return {key: _finite(value) for key, value in result.items()}
     if isinstance(result, list):

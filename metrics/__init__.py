@@ -1,5 +1,16 @@
 """Measures of picture quality."""
 
-from metrics.image import colour_error, consistency, diversity, lr_psnr, ms_ssim, psnr, quality, ssim
+from metrics.image import (
+    colour_error,
+    consistency,
+    diversity,
+    finite_psnr,
+    lr_psnr,
+    ms_ssim,
+    psnr,
+    quality,
+    ssim,
+)
 
-__all__ = ["colour_error", "consistency", "diversity", "lr_psnr", "ms_ssim", "psnr", "quality", "ssim"]
+__all__ = ["colour_error", "consistency", "diversity", "finite_psnr", "lr_psnr", "ms_ssim", "psnr", "quality",
+           "ssim"]

@@ -24,6 +24,16 @@ def psnr(reference, picture, border=0):
     return float("inf") if error == 0 else float(-10 * np.log10(error))
 
 
+def finite_psnr(reference, picture, border=0):
+    """`psnr`, but at most what 8 bits can tell: that of one value in the whole picture one level off.
+
+    That is 10 log10(255^2 N) for N values, 97 dB for 256 x 256 grey. Means over pictures are
+    taken of this: a single perfect picture, such as a flat one, would make them infinite.
+    """
+    values = np.size(_pair(reference, picture, border)[0])
+    return min(psnr(reference, picture, border), float(10 * np.log10(255**2 * values)))
+
+
 def ssim(reference, picture, border=0):
     """Structural similarity of one picture, (H, W, C) in [0, 1] or uint8.
 
@@ -127,7 +137,11 @@ def lr_psnr(hr, sr, scale):
 
     Source: Lugmayr et al., "NTIRE 2021 Learning the Super-Resolution Space Challenge".
     """
-    return psnr(*(imresize(to_uint8(picture), 1 / scale) for picture in (hr, sr)))
+    return psnr(*_shrunk(hr, sr, scale))
+
+
+def _shrunk(hr, sr, scale):
+    return [imresize(to_uint8(picture), 1 / scale) for picture in (hr, sr)]
 
 
 def colour_error(hr, sr):
@@ -144,15 +158,18 @@ def colour_error(hr, sr):
 
 
 def quality(hr, sr, scale):
-    """PSNR, SSIM, LR-PSNR and colour error of one 8-bit pair, as `evaluate.py` reports them."""
+    """PSNR, SSIM, LR-PSNR and colour error of one 8-bit pair, as `evaluate.py` reports them.
+
+    All are finite: see `finite_psnr`.
+    """
     y_hr, y_sr = (luma(_to_double(picture)) for picture in (hr, sr))
     # A picture hardly larger than its border is measured whole.
     border = scale if min(hr.shape[:2]) > 4 * scale else 0
     return {
-        "psnr_y": psnr(y_hr, y_sr, border),
+        "psnr_y": finite_psnr(y_hr, y_sr, border),
         "ssim_y": ssim(y_hr, y_sr, border),
-        "psnr_rgb": psnr(hr, sr, border),
-        "lr_psnr": lr_psnr(hr, sr, scale),
+        "psnr_rgb": finite_psnr(hr, sr, border),
+        "lr_psnr": finite_psnr(*_shrunk(hr, sr, scale)),
         "colour_error": colour_error(hr, sr),
     }
 

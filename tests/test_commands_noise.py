@@ -129,18 +129,22 @@ def test_measures_are_means_over_the_samples(network, folder):
     assert result["mean"]["lr_psnr"] == pytest.approx(np.mean(faithful))
 
 
-def test_exact_pictures_have_an_infinite_mean_and_a_finite_pooled_psnr():
-    rows = [{"lr_psnr": np.inf}, {"lr_psnr": 60.0}]
+def test_exact_pictures_leave_means_finite(photo):
+    exact = quality(photo[:16, :16], photo[:16, :16], 2)
+    most = 10 * np.log10(255**2 * 8 * 8 * 3)
+    assert exact["lr_psnr"] == pytest.approx(most)
+    rows = [{"lr_psnr": exact["lr_psnr"]}, {"lr_psnr": 60.0}]
     result = evaluate.average(rows, drawn=True)
-    assert result["lr_psnr"] == np.inf
-    assert result["lr_psnr_pooled"] == pytest.approx(60 + 10 * np.log10(2))
+    assert result["lr_psnr"] == pytest.approx((most + 60) / 2)
+    pooled = -10 * np.log10((1e-6 + 1 / (255**2 * 192)) / 2)
+    assert result["lr_psnr_pooled"] == pytest.approx(pooled)
     assert result["lr_psnr_worst"] == 60
-    assert evaluate.average(rows[:1], drawn=True)["lr_psnr_pooled"] == np.inf
+    assert evaluate.average(rows[:1], drawn=True)["lr_psnr_pooled"] == pytest.approx(most)
 
 
 def test_the_table_has_a_column_for_all_of_it(call, network, folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(evaluate, "SqueezeNetDistance", lambda path: Distance())
-    write_picture(folder / "c.png", np.zeros((24, 24, 3), "uint8"))  # exact: JSON has no infinity
+    write_picture(folder / "c.png", np.zeros((24, 24, 3), "uint8"))  # exact
     call(evaluate.main, network, "--data", folder, "--samples", 2, "--squeezenet", "some.h5",
          "--json", tmp_path / "result.json")
     header = capsys.readouterr().out.splitlines()[0].split()
@@ -148,7 +152,8 @@ def test_the_table_has_a_column_for_all_of_it(call, network, folder, tmp_path, c
                       "Squeeze*", "S", "MP/s"]
     text = (tmp_path / "result.json").read_text()
     pictures = json.loads(text, parse_constant=pytest.fail)["pictures"]
-    assert [row["bicubic"]["psnr_y"] is None for row in pictures] == [False, False, True]
+    exact = 10 * np.log10(255**2 * 20 * 20)  # of the values within the border
+    assert [row["bicubic"]["psnr_y"] == pytest.approx(exact) for row in pictures] == [False, False, True]
 
 
 def test_the_drawing_is_of_the_sample_asked_for(network, folder):

@@ -8,7 +8,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from datasets.color import luma, rgb_to_ycbcr, ycbcr_to_rgb
 from datasets.degradations import imresize
-from metrics import consistency, diversity, lr_psnr, ms_ssim, psnr, quality, ssim
+from metrics import consistency, diversity, finite_psnr, lr_psnr, ms_ssim, psnr, quality, ssim
 
 
 @pytest.fixture
@@ -57,6 +57,29 @@ def test_equal_pictures(photo):
     assert psnr(photo, photo) == np.inf
     assert ssim(photo, photo) == pytest.approx(1, abs=1e-12)
     assert lr_psnr(photo, photo, 4) == np.inf
+
+
+@pytest.mark.parametrize("border", [0, 3])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_perfect_picture_counts_as_one_value_one_level_off(photo, channels, border):
+    hr = photo[:40, :30, :channels]
+    sr = hr.copy()
+    sr[20, 15, 0] ^= 1
+    assert finite_psnr(hr, hr, border) == pytest.approx(psnr(hr, sr, border))
+    assert finite_psnr(hr, sr, border) == pytest.approx(psnr(hr, sr, border))
+    sr[10, 10, 0] ^= 1  # worse is as it was
+    assert finite_psnr(hr, sr, border) == psnr(hr, sr, border) < finite_psnr(hr, hr, border) - 3
+
+
+@pytest.mark.parametrize("picture", [np.full((24, 20, 3), 128, "uint8"), np.zeros((24, 20, 1), "uint8"),
+                                     np.full((2, 2, 3), 255, "uint8")])
+def test_flat_and_perfect_pictures_have_finite_qualities(picture):
+    result = quality(picture, picture, 2)
+    assert all(np.isfinite(value) for value in result.values())
+    assert result["ssim_y"] == pytest.approx(1)
+    assert result["colour_error"] == 0
+    # Up by bicubic interpolation, flat pictures are perfect.
+    assert quality(picture, imresize(imresize(picture, 0.5), 2), 2) == result
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 10])

@@ -18,6 +18,7 @@ from datasets.patches import Patches, split
 from datasets.pictures import read_picture, write_picture
 from evaluate import evaluate
 from losses import Charbonnier
+from metrics import finite_psnr
 from models import resolve
 from models.lapsrn import lapsrn
 from train.lapsrn import PRESETS, Settings, main, trainer
@@ -358,6 +359,18 @@ def test_perceptual_loss_trains(tiny, tmp_path):
     keras.utils.set_random_seed(settings.run.seed)
     start = trainer(settings).network.get_weights()
     assert all((one != two).any() for one, two in zip(weights(tmp_path / "run"), start, strict=True))
+
+
+def test_the_psnr_of_a_step_is_the_mean_over_patches_and_finite(tiny, rng):
+    model = trainer(tiny())  # new: bicubic interpolation, which is exact on flat patches
+    lr = rng.random((3, 8, 8, 1), "float32")
+    lr[0] = 0.5
+    sr = np.clip(model.network(lr), 0, 1)
+    hr = np.clip(sr + 0.1 * rng.random(sr.shape, "float32"), 0, 1)
+    hr[0] = 0.5
+    expected = np.mean([finite_psnr(a, b) for a, b in zip(hr, sr, strict=True)])
+    assert finite_psnr(hr[0], sr[0]) == pytest.approx(10 * np.log10(255**2 * 256))
+    assert float(model.train_step((lr, (hr,)))["psnr"]) == pytest.approx(expected, rel=1e-4)
 
 
 @pytest.mark.parametrize("levels", ["all", "last"])

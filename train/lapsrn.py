@@ -156,8 +156,15 @@ class LapSRNTrainer(keras.Model):
         self.optimizer.apply(tape.gradient(scaled, variables), variables)
 
         self.loss_metric.update_state(loss * replicas)
-        self.psnr_metric.update_state(tf.image.psnr(targets[-1], tf.clip_by_value(outputs[-1], 0, 1), 1))
+        self.psnr_metric.update_state(_psnr(targets[-1], tf.clip_by_value(outputs[-1], 0, 1)))
         return self.get_metrics_result()
+
+
+def _psnr(hr, sr):
+    """PSNR (B,) in dB of patches (B, H, W, C); finite for perfect ones, as `metrics.finite_psnr`."""
+    least = 1 / (255**2 * tf.cast(tf.size(hr[0]), "float32"))
+    errors = tf.maximum(tf.reduce_mean(tf.square(hr - sr), (1, 2, 3)), least)
+    return -10 * tf.math.log(errors) / tf.math.log(10.0)
 
 
 def trainer(settings):

@@ -40,31 +40,39 @@ loop.Keeper.on_train_batch_end = lambda self, batch, logs=None: (
     self.model.optimizer.iterations.numpy() == {step} and os.kill(os.getpid(), signal.SIGKILL))
 main("reported", {settings})
 """
-# One step of stochastic gradient descent on two logical devices and on one, then a run on two.
+# One step of stochastic gradient descent on two logical devices, as `fit` compiles it, and on one, without
+# compiling; then a run on two. Networks are smaller still: compiling is what takes time.
 REPLICAS = SMALL + """
+SIZES["reduced"] = (dict(stem=4, widths=(8, 4), blocks=(1,)), dict(stem=4, widths=(4, 4), blocks=(1, 1)))
 settings = {settings}
-patches = NoisyPatches(split(settings.data, 1, 1, 0)[0], 2, 12, 8)
+patches = NoisyPatches(split(settings.data, 1, 1, 0)[0], 2, 6, 8)
 devices = {{number: loop.strategy(number) for number in (2, 1)}}  # two in a process get into each other's way
 loop.strategy = devices.get
-results = []
-for replicas in (2, 1):
-    keras.utils.set_random_seed(0)
-    with devices[replicas].scope():
-        model = trainer(settings)
-        parts = [model.network, model.discriminator]
-        rng = np.random.default_rng(1)
-        for part in parts:
-            part.set_weights([rng.normal(0, 0.3, w.shape) for w in part.get_weights()])
-        before = [part.get_weights() for part in parts]
-        model.compile(keras.optimizers.SGD(0.1), keras.optimizers.SGD(0.1))
-        model.optimizer.build(model.network.trainable_variables)
-    logs = model.fit(patches.dataset(), steps_per_epoch=1, verbose=0, shuffle=False).history
-    logs = [logs[name] for name in ("loss", "adversarial", "discriminator", "energy", "r1", "r2")]
-    results.append((*(part.get_weights() for part in parts), logs))
-for old, one, two in zip(before, *results):
-    learned, difference = (max(np.abs(a - b).max() for a, b in zip(one, other)) for other in (old, two))
-    assert learned > 1e-3 > 1e-5 > difference, (learned, difference)
-np.testing.assert_allclose(*(logs for *_, logs in results), rtol=1e-4)
+for reuse in (True, False):
+    results = []
+    for replicas in (2, 1):
+        keras.utils.set_random_seed(0)
+        tf.config.run_functions_eagerly(replicas == 1)
+        with devices[replicas].scope():
+            assert devices[replicas].num_replicas_in_sync == replicas
+            model = trainer(dataclasses.replace(settings, reuse=reuse))
+            parts = [model.network, model.discriminator]
+            rng = np.random.default_rng(1)
+            for part in parts:
+                part.set_weights([rng.normal(0, 0.3, w.shape) for w in part.get_weights()])
+            before = [part.get_weights() for part in parts]
+            model.compile(keras.optimizers.SGD(0.1), keras.optimizers.SGD(1.0))
+            model.optimizer.build(model.network.trainable_variables)
+        eager, train_step = [], model.train_step
+        model.train_step = lambda batch: (eager.append(tf.executing_eagerly()), train_step(batch))[1]
+        logs = model.fit(patches.dataset(), steps_per_epoch=1, verbose=0, shuffle=False).history
+        assert set(eager) == {{replicas == 1}}, eager
+        logs = [logs[name] for name in ("loss", "adversarial", "discriminator", "energy", "r1", "r2")]
+        results.append((*(part.get_weights() for part in parts), logs))
+    for old, one, two in zip(before, *results):
+        learned, difference = (max(np.abs(a - b).max() for a, b in zip(one, other)) for other in (old, two))
+        assert learned > 1e-3 > 1e-6 > difference, (learned, difference)
+    np.testing.assert_allclose(*(logs for *_, logs in results), rtol=1e-4)
 main("reported", settings)
 """
 
@@ -108,7 +116,8 @@ def processes(make, grain, run_command, tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     commands = {
         "killed": ("-c", KILLED.format(step=3, settings=make(folder / "killed", **GAME))),
-        "two": ("-c", REPLICAS.format(settings=make(folder / "two", replicas=2, **GAME))),
+        "two": ("-c", REPLICAS.format(settings=make(
+            folder / "two", replicas=2, **{**GAME, "vgg": 0.0}, crop=12, accumulate=2))),
         "quick": ("train/srmap.py", "pretrain-l1", "--data", grain, "--run.folder", folder / "quick",
                   "--size", "reduced", "--scale", 2, "--epochs", 1, "--steps", 1, "--crop", 16, "--batch", 2,
                   "--val-pictures", 1, "--test-pictures", 1),

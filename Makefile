@@ -2,12 +2,12 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-addons notebooks lint clean
+.PHONY: demo test test-addons test-wheel notebooks lint clean
 
 # Upscale a photograph with shipped weights, train a small network, measure it.
 demo: $(VENV)/installed
 	@echo "--- Upscaling a photograph with shipped weights"
-	$(BIN)/python -c "from datasets import catalogue, degradations, pictures; \
+	$(BIN)/python -c "from superres.datasets import catalogue, degradations, pictures; \
 	  e = next(catalogue.load('photos', 'test')); hr = degradations.mod_crop(e.hr, 4); \
 	  import pathlib; pathlib.Path('demo').mkdir(exist_ok=True); \
 	  pictures.write_picture(f'demo/{e.name}_small.png', degradations.imresize(hr, 1 / 4))"
@@ -21,13 +21,22 @@ demo: $(VENV)/installed
 # Files in order of name: by number of tests, the notebooks would come last, and one process wait for the other.
 test: $(VENV)/installed
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # What replaced tensorflow-addons against the original, in an environment of its own.
 test-addons:
 	test -d $(VENV)-addons || $(PYTHON) -m venv $(VENV)-addons
 	$(VENV)-addons/bin/python -m pip install --quiet --requirement requirements-addons.txt
 	$(VENV)-addons/bin/python -m pytest --noconftest tests/test_addons.py
+
+# The wheel, installed in an environment of its own beside packages that have modules of the same names.
+test-wheel:
+	rm -rf $(VENV)-wheel build dist
+	$(PYTHON) -m venv $(VENV)-wheel
+	$(VENV)-wheel/bin/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+	$(VENV)-wheel/bin/python -m pip install --quiet "$$(echo dist/superres-*.whl)[train,serve,notebooks]" \
+	  datasets evaluate pytest
+	cd tests && ../$(VENV)-wheel/bin/pytest --noconftest test_wheel.py
 
 lint: $(VENV)/installed
 	$(BIN)/ruff check .
@@ -39,7 +48,7 @@ $(VENV)/installed: requirements.txt pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-addons demo runs
+	rm -rf $(VENV) $(VENV)-addons $(VENV)-wheel build dist demo runs
 
 # Run the notebooks and keep their results. SUPERRES_DATA names folders to train on.
 notebooks: $(VENV)/installed

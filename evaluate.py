@@ -19,7 +19,7 @@ shrunk to HR; nothing is left out of the border, PSNR and SSIM are in RGB. Where
 network draws samples, the measures are means over them.
 """
 
-from commands import command  # first: it quietens TensorFlow
+from superres.commands import command  # first: it quietens TensorFlow
 
 # isort: split
 import json
@@ -31,20 +31,20 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
-from datasets.catalogue import load
-from datasets.corners import are_corners, corner_count
-from datasets.degradations import degraded, imresize
-from datasets.errors import InputError
-from datasets.likeness import warn_of_likenesses
-from datasets.pictures import contact_sheet, to_float, to_uint8, write_picture
-from datasets.thumbnails import Crop, Thumbnails, parts
-from losses import bits_per_dimension
-from metrics import consistency, diversity, finite_psnr, ms_ssim, quality, ssim
-from metrics.perceptual import LPIPS, SqueezeNetDistance, diversity_score
-from models import resolve
-from models.pixel_recursive import is_conditioned
-from models.sampler import Sampler, check_sampling, draws
-from precision import chosen_precision
+from superres.datasets.catalogue import load
+from superres.datasets.corners import are_corners, corner_count
+from superres.datasets.degradations import degraded, imresize
+from superres.datasets.errors import InputError
+from superres.datasets.likeness import warn_of_likenesses
+from superres.datasets.pictures import contact_sheet, to_float, to_uint8, write_picture
+from superres.datasets.thumbnails import Crop, Thumbnails, parts
+from superres.losses import bits_per_dimension
+from superres.metrics import consistency, diversity, finite_psnr, ms_ssim, quality, ssim
+from superres.metrics.perceptual import LPIPS, SqueezeNetDistance, diversity_score
+from superres.models import resolve
+from superres.models.pixel_recursive import is_conditioned
+from superres.models.sampler import Sampler, check_sampling, draws
+from superres.precision import chosen_precision
 
 # Heading and format of every measure, as far as it is measured.
 COLUMNS = {"psnr_y": ("PSNR-Y", ".2f"), "ssim_y": ("SSIM-Y", ".4f"), "psnr_rgb": ("PSNR-RGB", ".2f"),
@@ -384,5 +384,9 @@ def _finite(result):
     return None if isinstance(result, float) and not np.isfinite(result) else result
 
 
-if __name__ == "__main__":
+def cli():
     command(main)
+
+
+if __name__ == "__main__":
+    cli()

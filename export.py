@@ -30,7 +30,7 @@ A network with noise also draws several pictures at once, from the seeds seed, s
                       -> sr (B, count, sH, sW, 3) float32
 """
 
-from commands import command  # first: it quietens TensorFlow
+from superres.commands import command  # first: it quietens TensorFlow
 
 # isort: split
 import os
@@ -47,11 +47,11 @@ from google.protobuf import text_format
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
-from datasets.color import rgb_to_ycbcr, ycbcr_to_rgb
-from datasets.errors import InputError
-from layers import BicubicUpsampling2D
-from models.resolve import SMALLEST, load, lr_size, scale_of, stochastic
-from models.sampler import Sampler, draws
+from superres.datasets.color import rgb_to_ycbcr, ycbcr_to_rgb
+from superres.datasets.errors import InputError
+from superres.layers import BicubicUpsampling2D
+from superres.models.resolve import SMALLEST, load, lr_size, scale_of, stochastic
+from superres.models.sampler import Sampler, draws
 
 MOUNT = "/models"  # where the server finds the folder
 
@@ -247,7 +247,7 @@ def export(model, folder, name, version, precision="float32"):
     """
     if not 0 < version < 2**63:
         raise InputError(f"--version: expected a positive integer of 64 bits, found {version}")
-    config = read_config(Path(folder, "models.config"))
+    config = read_config(Path(folder, "superres.models.config"))
     network = load(model, precision)
     name = Path(model).stem if name is None else name
     if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
@@ -273,7 +273,7 @@ def export(model, folder, name, version, precision="float32"):
         )
         part = Path(folder, ".models.config.part")
         part.write_text(text_format.MessageToString(config))
-        os.replace(part, Path(folder, "models.config"))
+        os.replace(part, Path(folder, "superres.models.config"))
     return target, name, draws(network) or stochastic(network)
 
 
@@ -310,5 +310,9 @@ Upscale a picture:
     jq -r '.predictions[0].b64' | base64 -d > sr.png""")
 
 
-if __name__ == "__main__":
+def cli():
     command(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -16,7 +16,7 @@ A network of one size, such as a pixel recursive one, takes LR of that size; of 
 picture, a square is cut out and shrunk to it.
 """
 
-from commands import command  # first: it quietens TensorFlow
+from superres.commands import command  # first: it quietens TensorFlow
 
 # isort: split
 import glob
@@ -29,13 +29,13 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from datasets.degradations import imresize
-from datasets.errors import InputError
-from datasets.pictures import Picture, list_pictures, read_picture, to_uint8, write_picture
-from datasets.thumbnails import Crop, thumbnail
-from models import resolve
-from models.sampler import Sampler, check_sampling
-from precision import chosen_precision
+from superres.datasets.degradations import imresize
+from superres.datasets.errors import InputError
+from superres.datasets.pictures import Picture, list_pictures, read_picture, to_uint8, write_picture
+from superres.datasets.thumbnails import Crop, thumbnail
+from superres.models import resolve
+from superres.models.sampler import Sampler, check_sampling
+from superres.precision import chosen_precision
 
 
 def destinations(inputs, folder, scale):
@@ -188,5 +188,9 @@ def main(
         sys.exit(1)
 
 
-if __name__ == "__main__":
+def cli():
     command(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -8,7 +8,7 @@ goal is not one pixel of difference. Pillow is timed on the same resize, which i
 in 8-bit integers; its kernel has the same a = -0.5, but not the same rounding.
 """
 
-from commands import command  # first: it quietens TensorFlow
+from superres.commands import command  # first: it quietens TensorFlow
 
 # isort: split
 from pathlib import Path
@@ -17,9 +17,9 @@ import numpy as np
 from common import interleaved, save, table
 from PIL import Image
 
-from datasets.degradations import imresize, mod_crop
-from datasets.errors import InputError
-from datasets.pictures import list_pictures, read_picture
+from superres.datasets.degradations import imresize, mod_crop
+from superres.datasets.errors import InputError
+from superres.datasets.pictures import list_pictures, read_picture
 
 
 def main(hr_folder: str, lr_folder: str, /, rounds: int = 5):

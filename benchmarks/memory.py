@@ -6,7 +6,7 @@ Each row is a process of its own, whose peak resident size is read when it ends.
 stands what the decoded input and output alone need: the rest is the program and one tile.
 """
 
-from commands import command  # first: it quietens TensorFlow
+from superres.commands import command  # first: it quietens TensorFlow
 
 # isort: split
 import subprocess
@@ -18,9 +18,9 @@ from pathlib import Path
 import numpy as np
 from common import save, table
 
-import commands
-from datasets.pictures import write_picture
-from models import resolve
+from superres import commands
+from superres.datasets.pictures import write_picture
+from superres.models import resolve
 
 UPSCALE = str(Path(commands.__file__).parent / "upscale.py")
 

@@ -7,7 +7,7 @@ second on a fixed batch, for the shapes of the `improved` presets at both precis
 goal is three times as many, which leaves the processor to the network.
 """
 
-from commands import command  # first: it quietens TensorFlow
+from superres.commands import command  # first: it quietens TensorFlow
 
 # isort: split
 import dataclasses
@@ -16,10 +16,10 @@ import keras
 from common import interleaved, save, table
 from train_lapsrn import fixed_batch, keras_step
 
-from datasets.catalogue import load
-from datasets.errors import InputError
-from datasets.patches import Patches
-from train.lapsrn import PRESETS
+from superres.datasets.catalogue import load
+from superres.datasets.errors import InputError
+from superres.datasets.patches import Patches
+from superres.train.lapsrn import PRESETS
 
 DEGRADATIONS = ("bicubic", "realworld-fresh")
 # Batches that `Patches.dataset` has ready or in work before a timing starts: they do not count.

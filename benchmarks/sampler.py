@@ -10,7 +10,7 @@ Every batch size is a process of its own, whose peak resident memory is read bef
 starts. Each run also checks that both draw the same pictures from the same noise.
 """
 
-from commands import command  # first: it quietens TensorFlow
+from superres.commands import command  # first: it quietens TensorFlow
 
 # isort: split
 import dataclasses
@@ -25,12 +25,12 @@ import tensorflow as tf
 from common import interleaved, peak_functions, randomise, resident, save, table
 from keras import ops
 
-import models.sampler
-from datasets.errors import InputError
-from layers import GatedPixelCNNBlock
-from models import resolve
-from models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
-from models.sampler import Sampler, draw
+import superres.models.sampler
+from superres.datasets.errors import InputError
+from superres.layers import GatedPixelCNNBlock
+from superres.models import resolve
+from superres.models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
+from superres.models.sampler import Sampler, draw
 
 PUBLISHED = {
     "source": "Ramachandran et al. 2017, cached against naive PixelCNN++",
@@ -153,7 +153,7 @@ class Recorder(Sampler):
             self.drawn.assign_add(1)
             return draw(logits, noise, temperature)
 
-        with mock.patch.object(models.sampler, "draw", record):
+        with mock.patch.object(superres.models.sampler, "draw", record):
             return super().call(inputs)
 
 

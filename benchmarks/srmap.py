@@ -10,7 +10,7 @@ of its own, compiling included, over what it had before the first call; where th
 build a large network, suffices, little is left to see.
 """
 
-from commands import command  # first: it quietens TensorFlow
+from superres.commands import command  # first: it quietens TensorFlow
 
 # isort: split
 import dataclasses
@@ -39,11 +39,11 @@ from torch_lapsrn import to_torch
 from torch_srmap import Discriminator, Generator, check
 from train_srgan import agree
 
-from datasets.degradations import resize_matrix
-from layers import NoiseInjection
-from models import resolve
-from models.srmap import SIZES, generator
-from train.srmap import REPORTED, trainer
+from superres.datasets.degradations import resize_matrix
+from superres.layers import NoiseInjection
+from superres.models import resolve
+from superres.models.srmap import SIZES, generator
+from superres.train.srmap import REPORTED, trainer
 
 FIRST = 3  # so many losses of an engine must agree before it is timed
 

@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional as F
 from torch_lapsrn import to_torch
 
-from layers import GatedPixelCNNBlock
-from layers.masked_conv import colour_mask
+from superres.layers import GatedPixelCNNBlock
+from superres.layers.masked_conv import colour_mask
 
 
 class ResidualBlock(nn.Module):

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch_lapsrn import copy_conv, to_torch
 from torch_pixel_recursive import batch_norm, copy_norm
 
-from layers import SubPixelConv2D
+from superres.layers import SubPixelConv2D
 
 
 class ResidualBlock(nn.Sequential):

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch_lapsrn import to_torch
 
-from models.srmap import MEAN
+from superres.models.srmap import MEAN
 
 
 class Activation(nn.Module):

@@ -7,7 +7,7 @@ batch of the `improved` presets. Ours runs the trainer's own compiled train func
 `tf.data` iterator, as `fit` does, training PSNR included. All engines take turns.
 """
 
-from commands import command  # first: it quietens TensorFlow
+from superres.commands import command  # first: it quietens TensorFlow
 
 # isort: split
 import numpy as np
@@ -15,7 +15,7 @@ import torch
 from common import flop, interleaved, keras_step, keras_trainer, randomise, save, table, training_rows
 from torch_lapsrn import LapSRN, charbonnier, check, to_torch
 
-from train.lapsrn import PRESETS, trainer
+from superres.train.lapsrn import PRESETS, trainer
 
 
 def fixed_batch(settings, seed=0):

@@ -7,7 +7,7 @@ A step is forward, CE(A + B) + CE(A), gradients and RMSProp, on one fixed batch 
 iterator, as `fit` does. All engines take turns.
 """
 
-from commands import command  # first: it quietens TensorFlow
+from superres.commands import command  # first: it quietens TensorFlow
 
 # isort: split
 import dataclasses
@@ -20,7 +20,7 @@ from sampler import multiply_adds
 from torch_lapsrn import to_torch
 from torch_pixel_recursive import PixelRecursive, check, cross_entropy
 
-from train.pixel_recursive import PRESETS, trainer
+from superres.train.pixel_recursive import PRESETS, trainer
 
 FIRST = 3  # so many losses of every engine must agree before anything is timed
 

@@ -13,7 +13,7 @@ discriminator as it is after its step, which takes a second pass of it over SR. 
 more, and is there for information.
 """
 
-from commands import command  # first: it quietens TensorFlow
+from superres.commands import command  # first: it quietens TensorFlow
 
 # isort: split
 import math
@@ -25,7 +25,7 @@ from torch.nn import functional as F
 from torch_lapsrn import to_torch
 from torch_srgan import Discriminator, Generator, check
 
-from train.srgan import Settings, trainer
+from superres.train.srgan import Settings, trainer
 
 FIRST = 3  # so many losses of every engine must agree before anything is timed
 

@@ -11,7 +11,7 @@ same size. All engines take turns. With models and pictures, it also reports wha
 costs in Y-PSNR.
 """
 
-from commands import command  # first: it quietens TensorFlow
+from superres.commands import command  # first: it quietens TensorFlow
 
 # isort: split
 from typing import Literal
@@ -23,14 +23,14 @@ import torch_srgan
 from common import flop, interleaved, peak_functions, randomise, save, table
 from torch_lapsrn import to_torch
 
-from datasets.catalogue import load
-from datasets.degradations import degraded
-from datasets.errors import InputError
-from datasets.pictures import to_uint8
-from metrics import quality
-from models import resolve
-from models.srgan import generator
-from train.lapsrn import PRESETS, trainer
+from superres.datasets.catalogue import load
+from superres.datasets.degradations import degraded
+from superres.datasets.errors import InputError
+from superres.datasets.pictures import to_uint8
+from superres.metrics import quality
+from superres.models import resolve
+from superres.models.srgan import generator
+from superres.train.lapsrn import PRESETS, trainer
 
 # The network in PyTorch, what compares it with ours, and ours.
 PAPERS = {

@@ -9,12 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from datasets.corners import CORNERS, in_corner, scanned_digits
-from datasets.dead_leaves import dead_leaves
-from datasets.degradations import imresize
-from datasets.errors import InputError
-from datasets.pictures import list_pictures, read_picture
-from datasets.plates import plate
+from superres.datasets.corners import CORNERS, in_corner, scanned_digits
+from superres.datasets.dead_leaves import dead_leaves
+from superres.datasets.degradations import imresize
+from superres.datasets.errors import InputError
+from superres.datasets.pictures import list_pictures, read_picture
+from superres.datasets.plates import plate
 
 # The photographs that scikit-image installs (it can download more; these need nothing).
 PHOTOS = {

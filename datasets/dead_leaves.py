@@ -3,8 +3,8 @@
 import numpy as np
 from PIL import Image, ImageDraw
 
-from datasets.degradations import imresize
-from datasets.pictures import to_uint8
+from superres.datasets.degradations import imresize
+from superres.datasets.pictures import to_uint8
 
 
 def dead_leaves(seed, size=256, leaves=1200):

@@ -5,9 +5,9 @@ from functools import lru_cache
 import numpy as np
 from scipy import sparse
 
-from datasets.errors import InputError
-from datasets.pictures import to_uint8
-from layers.bicubic import cubic
+from superres.datasets.errors import InputError
+from superres.datasets.pictures import to_uint8
+from superres.layers.bicubic import cubic
 
 
 def mirror(index, size):

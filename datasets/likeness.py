@@ -5,8 +5,8 @@ import warnings
 import numpy as np
 from PIL import Image
 
-from datasets.color import luma
-from datasets.pictures import to_float, to_uint8
+from superres.datasets.color import luma
+from superres.datasets.pictures import to_float, to_uint8
 
 SIZE = 16
 # Of 1395 photographs of T91, BSDS and others, no two different ones reach 0.94; of copies shrunk

@@ -4,10 +4,10 @@ import warnings
 
 import numpy as np
 
-from datasets.batches import numbered_batches
-from datasets.catalogue import load
-from datasets.color import luma
-from datasets.degradations import (
+from superres.datasets.batches import numbered_batches
+from superres.datasets.catalogue import load
+from superres.datasets.color import luma
+from superres.datasets.degradations import (
     blur_downsample,
     imresize,
     margin,
@@ -16,9 +16,9 @@ from datasets.degradations import (
     random_kernel,
     realworld,
 )
-from datasets.errors import InputError
-from datasets.likeness import warn_of_likenesses
-from datasets.pictures import to_float, to_uint8
+from superres.datasets.errors import InputError
+from superres.datasets.likeness import warn_of_likenesses
+from superres.datasets.pictures import to_float, to_uint8
 
 KERNEL_SIZE = 11
 ALIGNMENT_SAMPLE = 32  # pictures: a shift is common to all

@@ -7,7 +7,7 @@ from string import ascii_uppercase, digits
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from datasets.degradations import imresize
+from superres.datasets.degradations import imresize
 
 # Of the fonts that matplotlib installs, those that can still be read in a 32 x 32 thumbnail.
 FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSansMono", "DejaVuSansMono-Bold", "DejaVuSerif-Bold")

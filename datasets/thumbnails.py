@@ -6,11 +6,11 @@ from typing import Literal
 
 import numpy as np
 
-from datasets.batches import numbered_batches
-from datasets.catalogue import load
-from datasets.degradations import imresize
-from datasets.errors import InputError
-from datasets.pictures import to_float
+from superres.datasets.batches import numbered_batches
+from superres.datasets.catalogue import load
+from superres.datasets.degradations import imresize
+from superres.datasets.errors import InputError
+from superres.datasets.pictures import to_float
 
 Crop = Literal["centre", "face"]
 

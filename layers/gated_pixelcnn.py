@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import initializers, ops
 
-from layers.masked_conv import colour_mask
+from superres.layers.masked_conv import colour_mask
 
 
 @keras.saving.register_keras_serializable(package="superres")

@@ -3,8 +3,8 @@
 import keras
 from keras import layers, ops
 
-from layers.batch_norm import batch_norm
-from layers.spectral_conv import SpectralConv2D
+from superres.layers.batch_norm import batch_norm
+from superres.layers.spectral_conv import SpectralConv2D
 
 
 @keras.saving.register_keras_serializable(package="superres")

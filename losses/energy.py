@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from losses.perceptual import to_vgg, vgg
+from superres.losses.perceptual import to_vgg, vgg
 
 
 def energy_score(hr, one, other):

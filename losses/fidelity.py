@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from layers import BicubicDownsampling2D
+from superres.layers import BicubicDownsampling2D
 
 
 @keras.saving.register_keras_serializable(package="superres")

@@ -1,6 +1,6 @@
 """Measures of picture quality."""
 
-from metrics.image import (
+from superres.metrics.image import (
     colour_error,
     consistency,
     diversity,

@@ -4,9 +4,9 @@ import numpy as np
 from scipy.ndimage import correlate1d, uniform_filter
 from skimage.metrics import structural_similarity
 
-from datasets.color import luma
-from datasets.degradations import imresize
-from datasets.pictures import to_uint8
+from superres.datasets.color import luma
+from superres.datasets.degradations import imresize
+from superres.datasets.pictures import to_uint8
 
 
 def psnr(reference, picture, border=0):

@@ -4,8 +4,8 @@ import keras
 import numpy as np
 from keras import layers
 
-from datasets.errors import InputError
-from layers import BicubicUpsampling2D, SubPixelConv2D
+from superres.datasets.errors import InputError
+from superres.layers import BicubicUpsampling2D, SubPixelConv2D
 
 SCALES = (2, 4, 8)
 

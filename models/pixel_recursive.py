@@ -18,8 +18,8 @@ from itertools import zip_longest
 import keras
 from keras import layers
 
-from datasets.errors import InputError
-from layers import GatedPixelCNNBlock, MaskedConv2D, SPADEResBlock, batch_norm
+from superres.datasets.errors import InputError
+from superres.layers import GatedPixelCNNBlock, MaskedConv2D, SPADEResBlock, batch_norm
 
 NORMS = ("batch", "spade", "batch+lr")
 

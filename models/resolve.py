@@ -9,22 +9,28 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from datasets.color import grey_to_y, rgb_to_ycbcr, y_to_grey, ycbcr_to_rgb
-from datasets.degradations import imresize
-from datasets.errors import InputError
-from datasets.pictures import to_float, to_uint8
-from layers import ConsistentPicture  # and registers all layers that saved networks hold
+from superres.datasets.color import grey_to_y, rgb_to_ycbcr, y_to_grey, ycbcr_to_rgb
+from superres.datasets.degradations import imresize
+from superres.datasets.errors import InputError
+from superres.datasets.pictures import to_float, to_uint8
+from superres.layers import ConsistentPicture  # and registers all layers that saved networks hold
 
 # Smaller pictures are continued symmetrically, by so many pixels, before they enter a network.
 SMALLEST = 8
+WEIGHTS = Path(__file__).parents[1] / "weights"
 
 
 def load(path, precision="float32"):
     """Load a saved network (`.keras`) at a compute precision, `"float32"` or `"bfloat16"`.
 
+    Args:
+        path: A file, or the name of a network that is shipped, such as `"lapsrn-x4"`.
+
     Raises:
         InputError: if the file is missing or no saved network.
     """
+    if not Path(path).is_file() and (WEIGHTS / f"{path}.keras").is_file():
+        path = WEIGHTS / f"{path}.keras"
     if not Path(path).is_file():
         raise InputError(f"{path}: no such model file")
     try:

@@ -14,10 +14,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from datasets.errors import InputError
-from datasets.pictures import to_float
-from layers import GatedPixelCNNBlock
-from layers.masked_conv import colour_groups
+from superres.datasets.errors import InputError
+from superres.datasets.pictures import to_float
+from superres.layers import GatedPixelCNNBlock
+from superres.layers.masked_conv import colour_groups
 
 GREEDY = 1e6  # what an infinite temperature is taken for
 

@@ -9,8 +9,8 @@ import keras
 import numpy as np
 from keras import layers
 
-from datasets.errors import InputError
-from layers import PolyphaseConv2D, SpectralConv2D, SubPixelConv2D, batch_norm
+from superres.datasets.errors import InputError
+from superres.layers import PolyphaseConv2D, SpectralConv2D, SubPixelConv2D, batch_norm
 
 SCALES = (2, 4, 8)
 

@@ -7,8 +7,8 @@ networks are reproduced to the parameter.
 import keras
 from keras import layers
 
-from datasets.errors import InputError
-from layers import (
+from superres.datasets.errors import InputError
+from superres.layers import (
     BiasedSiLU,
     BilinearDownsampling2D,
     BilinearUpsampling2D,

@@ -24,7 +24,7 @@
 # perceptual loss. `SUPERRES_QUICK=1` runs everything with a few training steps.
 
 # %%
-import commands  # noqa: F401  first: it quietens TensorFlow
+from superres import commands  # noqa: F401  first: it quietens TensorFlow
 
 # isort: split
 import csv
@@ -36,22 +36,22 @@ import keras
 import matplotlib.pyplot as plt
 import numpy as np
 
-import train
-from datasets.catalogue import Example, load
-from datasets.degradations import degraded, imresize, mod_crop, random_kernel, realworld
-from datasets.errors import InputError
-from datasets.patches import Patches, check_alignment, shift_between
-from datasets.pictures import to_uint8
-from evaluate import evaluate, figure
-from losses import Perceptual
-from metrics import psnr, quality
-from models import resolve
-from models.lapsrn import lapsrn
-from train.lapsrn import PRESETS, trainer
+import superres
+from superres.datasets.catalogue import Example, load
+from superres.datasets.degradations import degraded, imresize, mod_crop, random_kernel, realworld
+from superres.datasets.errors import InputError
+from superres.datasets.patches import Patches, check_alignment, shift_between
+from superres.datasets.pictures import to_uint8
+from superres.evaluate import evaluate, figure
+from superres.losses import Perceptual
+from superres.metrics import psnr, quality
+from superres.models import resolve
+from superres.models.lapsrn import lapsrn
+from superres.train.lapsrn import PRESETS, trainer
 
 QUICK = bool(os.environ.get("SUPERRES_QUICK"))
 STEPS = 5 if QUICK else 300
-WEIGHTS = Path(train.__file__).parent.parent / "weights"
+WEIGHTS = Path(superres.__file__).parent / "weights"
 sources = os.environ.get("SUPERRES_DATA", "photos").split(":")
 pictures = [example for source in sources for example in load(source, limit=3 if QUICK else None)]
 photos = list(load("photos", "test"))

@@ -24,7 +24,7 @@
 # stands in. `SUPERRES_QUICK=1` trains for a few steps only.
 
 # %%
-import commands  # noqa: F401  first: it quietens TensorFlow
+from superres import commands  # noqa: F401  first: it quietens TensorFlow
 
 # isort: split
 import csv
@@ -37,20 +37,20 @@ import keras
 import matplotlib.pyplot as plt
 import numpy as np
 
-import train
-from datasets.catalogue import Example, load
-from datasets.pictures import contact_sheet
-from datasets.thumbnails import Thumbnails, parts
-from evaluate import evaluate_thumbnails, sample_quality, thumbnail_table
-from layers import MaskedConv2D
-from metrics import psnr
-from models import resolve
-from models.pixel_recursive import prior_network
-from models.sampler import Sampler
-from train.pixel_recursive import PRESETS, split, trainer
+import superres
+from superres.datasets.catalogue import Example, load
+from superres.datasets.pictures import contact_sheet
+from superres.datasets.thumbnails import Thumbnails, parts
+from superres.evaluate import evaluate_thumbnails, sample_quality, thumbnail_table
+from superres.layers import MaskedConv2D
+from superres.metrics import psnr
+from superres.models import resolve
+from superres.models.pixel_recursive import prior_network
+from superres.models.sampler import Sampler
+from superres.train.pixel_recursive import PRESETS, split, trainer
 
 QUICK = bool(os.environ.get("SUPERRES_QUICK"))
-ROOT = Path(train.__file__).parent.parent
+ROOT = Path(superres.__file__).parent
 FACES = os.environ.get("SUPERRES_FACES")
 
 if FACES:

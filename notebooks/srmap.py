@@ -38,7 +38,7 @@
 # `SUPERRES_QUICK=1` measures a few small crops only.
 
 # %%
-import commands  # noqa: F401  first: it quietens TensorFlow
+from superres import commands  # noqa: F401  first: it quietens TensorFlow
 
 # isort: split
 import csv
@@ -52,20 +52,20 @@ from IPython.display import Image, display
 from scipy.ndimage import uniform_filter
 from skimage.feature import structure_tensor
 
-import train
-from datasets.catalogue import load
-from datasets.degradations import degraded, imresize
-from datasets.pictures import to_uint8
-from evaluate import busiest, evaluate, table
-from layers import ConsistentPicture
-from metrics import lr_psnr
-from metrics.perceptual import SqueezeNetDistance
-from models import resolve
-from models.srmap import SIZES, discriminator, generator
-from train.gan import curves
+import superres
+from superres.datasets.catalogue import load
+from superres.datasets.degradations import degraded, imresize
+from superres.datasets.pictures import to_uint8
+from superres.evaluate import busiest, evaluate, table
+from superres.layers import ConsistentPicture
+from superres.metrics import lr_psnr
+from superres.metrics.perceptual import SqueezeNetDistance
+from superres.models import resolve
+from superres.models.srmap import SIZES, discriminator, generator
+from superres.train.gan import curves
 
 QUICK = bool(os.environ.get("SUPERRES_QUICK"))
-WEIGHTS = Path(train.__file__).parent.parent / "weights"
+WEIGHTS = Path(superres.__file__).parent / "weights"
 photos = list(load(os.environ.get("SUPERRES_DATA", "photos"), "test"))
 if QUICK:
     photos = [photo._replace(hr=photo.hr[:96, :96]) for photo in photos[:2]]

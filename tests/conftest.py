@@ -12,10 +12,9 @@ import keras
 import numpy as np
 import pytest
 
-import commands
-import upscale
-from datasets import catalogue
-from datasets.pictures import read_picture, write_picture
+from superres import commands, upscale
+from superres.datasets import catalogue
+from superres.datasets.pictures import read_picture, write_picture
 
 ROOT = Path(__file__).parent.parent
 
@@ -115,7 +114,7 @@ def run_command():
     def run(*arguments, cwd=ROOT, **environment):
         return subprocess.run(
             [sys.executable, *map(str, arguments)], cwd=cwd, capture_output=True, text=True, check=False,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
+            env={**os.environ, **environment},
         )
 
     return run

@@ -11,13 +11,13 @@ import scipy.ndimage
 import tensorflow as tf
 import tensorflow_datasets as tfds
 
-from datasets.catalogue import NAMES, TFDS, load
-from datasets.corners import CORNERS, corner_count, corner_of, in_corner
-from datasets.dead_leaves import dead_leaves
-from datasets.degradations import imresize
-from datasets.errors import InputError
-from datasets.pictures import write_picture
-from datasets.plates import plate
+from superres.datasets.catalogue import NAMES, TFDS, load
+from superres.datasets.corners import CORNERS, corner_count, corner_of, in_corner
+from superres.datasets.dead_leaves import dead_leaves
+from superres.datasets.degradations import imresize
+from superres.datasets.errors import InputError
+from superres.datasets.pictures import write_picture
+from superres.datasets.plates import plate
 
 
 @pytest.fixture

@@ -8,18 +8,16 @@ import sys
 import numpy as np
 import pytest
 
-import commands
-import evaluate
-import upscale
-from datasets.degradations import imresize
-from datasets.errors import InputError
-from datasets.pictures import Picture, read_picture, to_uint8, write_picture
-from metrics import quality
-from models import resolve
-from models.lapsrn import lapsrn
-from train.lapsrn import PRESETS, Settings
-from train.lapsrn import main as train
-from train.loop import RunSettings
+from superres import commands, evaluate, upscale
+from superres.datasets.degradations import imresize
+from superres.datasets.errors import InputError
+from superres.datasets.pictures import Picture, read_picture, to_uint8, write_picture
+from superres.metrics import quality
+from superres.models import resolve
+from superres.models.lapsrn import lapsrn
+from superres.train.lapsrn import PRESETS, Settings
+from superres.train.lapsrn import main as train
+from superres.train.loop import RunSettings
 
 
 @pytest.fixture(scope="module")

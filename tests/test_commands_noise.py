@@ -8,16 +8,14 @@ import pytest
 import tensorflow as tf
 from tensorflow_serving.apis import prediction_log_pb2
 
-import evaluate
-import export
-import upscale
-from datasets.degradations import degraded, imresize
-from datasets.errors import InputError
-from datasets.pictures import read_picture, to_uint8, write_picture
-from metrics import lr_psnr, quality
-from metrics.perceptual import diversity_score
-from models import resolve
-from models.srmap import generator
+from superres import evaluate, export, upscale
+from superres.datasets.degradations import degraded, imresize
+from superres.datasets.errors import InputError
+from superres.datasets.pictures import read_picture, to_uint8, write_picture
+from superres.metrics import lr_psnr, quality
+from superres.metrics.perceptual import diversity_score
+from superres.models import resolve
+from superres.models.srmap import generator
 
 
 @pytest.fixture(scope="module")

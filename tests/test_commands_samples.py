@@ -8,18 +8,17 @@ import numpy as np
 import pytest
 from test_pixelcnn import tiny
 
-import evaluate
-import upscale
-from datasets.corners import corner_count
-from datasets.degradations import imresize
-from datasets.errors import InputError
-from datasets.pictures import read_picture, write_picture
-from datasets.thumbnails import Thumbnails, parts, thumbnail
-from metrics import ms_ssim, psnr, ssim
-from models import resolve
-from models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
-from models.resolve import at_precision
-from models.sampler import Sampler
+from superres import evaluate, upscale
+from superres.datasets.corners import corner_count
+from superres.datasets.degradations import imresize
+from superres.datasets.errors import InputError
+from superres.datasets.pictures import read_picture, write_picture
+from superres.datasets.thumbnails import Thumbnails, parts, thumbnail
+from superres.metrics import ms_ssim, psnr, ssim
+from superres.models import resolve
+from superres.models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
+from superres.models.resolve import at_precision
+from superres.models.sampler import Sampler
 
 
 def network_of(scale, channels, norm="batch"):

@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.ndimage import correlate
 
-from datasets.catalogue import Example
-from datasets.degradations import (
+from superres.datasets.catalogue import Example
+from superres.datasets.degradations import (
     blur_downsample,
     degraded,
     imresize,
@@ -18,8 +18,8 @@ from datasets.degradations import (
     random_kernel,
     realworld,
 )
-from datasets.errors import InputError
-from datasets.patches import shift_between
+from superres.datasets.errors import InputError
+from superres.datasets.patches import shift_between
 
 # Half of the one-dimensional kernel of imresize at an interior pixel; the rest mirrors it.
 HALF_TAPS = {

@@ -13,11 +13,11 @@ from PIL import Image
 from tensorflow.core.protobuf import saved_model_pb2
 from tensorflow_serving.apis import prediction_log_pb2
 
-import export
-from datasets.pictures import to_uint8
-from models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
-from models.resolve import load
-from models.sampler import Sampler
+from superres import export
+from superres.datasets.pictures import to_uint8
+from superres.models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
+from superres.models.resolve import load
+from superres.models.sampler import Sampler
 
 RANDOM = keras.initializers.RandomNormal(stddev=0.3)
 CHANNELS = {"rgb": 3, "grey": 1, "conditioned": 1, "independent": 3, "regression": 3, "regression-grey": 1}

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from conftest import ROOT
 
-from datasets.degradations import imresize
-from layers import ICNR, BicubicUpsampling2D, NoiseInjection, SubPixelConv2D
+from superres.datasets.degradations import imresize
+from superres.layers import ICNR, BicubicUpsampling2D, NoiseInjection, SubPixelConv2D
 
 BACKEND_FREE = sorted(
     path for folder in ("layers", "models", "losses") for path in (ROOT / folder).glob("*.py")
@@ -17,12 +17,14 @@ BACKEND_FREE = sorted(
 # Runs in a process of its own: the forward pass of each layer, loss and network.
 OTHER_BACKEND = """
 import keras, numpy as np
-from datasets.degradations import imresize
-from layers import BicubicUpsampling2D, ConsistentPicture, NoiseInjection, PolyphaseConv2D, SubPixelConv2D
-from losses import Charbonnier, Fidelity, energy_score, gradient_penalty, grid, relativistic, total_variation
-from models import pixel_recursive, srgan, srmap
-from models.lapsrn import lapsrn
-from models.resolve import resolve
+from superres.datasets.degradations import imresize
+from superres.layers import (
+    BicubicUpsampling2D, ConsistentPicture, NoiseInjection, PolyphaseConv2D, SubPixelConv2D)
+from superres.losses import (
+    Charbonnier, Fidelity, energy_score, gradient_penalty, grid, relativistic, total_variation)
+from superres.models import pixel_recursive, srgan, srmap
+from superres.models.lapsrn import lapsrn
+from superres.models.resolve import resolve
 assert keras.backend.backend() == "{backend}"
 x = np.random.default_rng(0).random((1, 9, 11, 3), "float32")
 numpy = keras.ops.convert_to_numpy

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import evaluate
-from datasets.catalogue import load
-from datasets.likeness import ALIKE, likenesses, thumbprint
-from datasets.patches import split
-from datasets.pictures import write_picture
-from models.lapsrn import lapsrn
+from superres import evaluate
+from superres.datasets.catalogue import load
+from superres.datasets.likeness import ALIKE, likenesses, thumbprint
+from superres.datasets.patches import split
+from superres.datasets.pictures import write_picture
+from superres.models.lapsrn import lapsrn
 
 
 def copied(picture, size, quality):

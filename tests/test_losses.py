@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from datasets.errors import InputError
-from losses import Charbonnier, Perceptual, PerceptualEnergy, energy_score
-from losses.perceptual import vgg
+from superres.datasets.errors import InputError
+from superres.losses import Charbonnier, Perceptual, PerceptualEnergy, energy_score
+from superres.losses.perceptual import vgg
 
 
 @pytest.fixture

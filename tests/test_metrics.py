@@ -6,9 +6,9 @@ import tensorflow as tf
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from datasets.color import luma, rgb_to_ycbcr, ycbcr_to_rgb
-from datasets.degradations import imresize
-from metrics import consistency, diversity, finite_psnr, lr_psnr, ms_ssim, psnr, quality, ssim
+from superres.datasets.color import luma, rgb_to_ycbcr, ycbcr_to_rgb
+from superres.datasets.degradations import imresize
+from superres.metrics import consistency, diversity, finite_psnr, lr_psnr, ms_ssim, psnr, quality, ssim
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import keras
 import numpy as np
 import pytest
 
-from datasets.degradations import imresize
-from datasets.errors import InputError
-from layers import SubPixelConv2D
-from models.lapsrn import lapsrn
-from train.lapsrn import PRESETS, trainer, with_direct_residual
-from train.loop import take_weights, weights_of
+from superres.datasets.degradations import imresize
+from superres.datasets.errors import InputError
+from superres.layers import SubPixelConv2D
+from superres.models.lapsrn import lapsrn
+from superres.train.lapsrn import PRESETS, trainer, with_direct_residual
+from superres.train.loop import take_weights, weights_of
 
 REPORTED = {"chain": "image", "image_branch": "subpixel", "skip_every": 0, "residual": "features",
             "initial": "glorot"}

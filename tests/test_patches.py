@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from datasets.catalogue import Example
-from datasets.color import luma
-from datasets.degradations import imresize, mod_crop, random_kernel, realworld
-from datasets.errors import InputError
-from datasets.patches import Patches, check_alignment, check_pair, split
-from datasets.pictures import write_picture
-from metrics import psnr
+from superres.datasets.catalogue import Example
+from superres.datasets.color import luma
+from superres.datasets.degradations import imresize, mod_crop, random_kernel, realworld
+from superres.datasets.errors import InputError
+from superres.datasets.patches import Patches, check_alignment, check_pair, split
+from superres.datasets.pictures import write_picture
+from superres.metrics import psnr
 
 DEGRADATIONS = ("bicubic", "realworld", "realworld-fresh")
 
@@ -155,8 +155,8 @@ def test_fresh_kernels_differ_from_patch_to_patch(examples):
 
 def test_fresh_patches_equal_the_whole_picture_degraded_by_their_kernel(examples, monkeypatch):
     kernel = random_kernel(np.random.default_rng(8))
-    monkeypatch.setattr("datasets.patches.random_kernel", lambda rng, size: kernel)
-    monkeypatch.setattr("datasets.degradations.random_kernel", lambda rng: kernel)
+    monkeypatch.setattr("superres.datasets.patches.random_kernel", lambda rng, size: kernel)
+    monkeypatch.setattr("superres.datasets.degradations.random_kernel", lambda rng: kernel)
     small = Example("picture", examples[0].hr[:48, :56])  # so small that windows cross the edge
     for scale, patch in ((2, 16), (4, 10)):
         patches = Patches([small], scale, patch, 8, degradation="realworld-fresh", augment=False)

@@ -12,17 +12,15 @@ from numpy.lib.stride_tricks import sliding_window_view
 from test_pixelcnn import tiny as pixel_recursive
 from test_srgan import drawn
 
-import commands
-import evaluate
-import upscale
-from datasets.degradations import imresize
-from datasets.errors import InputError
-from datasets.pictures import read_picture, to_uint8, write_picture
-from metrics import colour_error
-from metrics.perceptual import LPIPS, SqueezeNetDistance
-from models import resolve
-from models.lapsrn import lapsrn
-from models.srgan import generator
+from superres import commands, evaluate, upscale
+from superres.datasets.degradations import imresize
+from superres.datasets.errors import InputError
+from superres.datasets.pictures import read_picture, to_uint8, write_picture
+from superres.metrics import colour_error
+from superres.metrics.perceptual import LPIPS, SqueezeNetDistance
+from superres.models import resolve
+from superres.models.lapsrn import lapsrn
+from superres.models.srgan import generator
 
 # Channels of SqueezeNet 1.1: of each fire module, what it gets, squeezes to, and expands to, twice.
 FIRES = {2: (64, 16, 64), 3: (128, 16, 64), 4: (128, 32, 128), 5: (256, 32, 128), 6: (256, 48, 192),
@@ -179,14 +177,15 @@ def test_wrong_squeezenet_files_are_named(arrays, squeezenet, tmp_path, kind):
 
 @pytest.mark.parametrize("package", ["torch", "lpips"])
 def test_lpips_names_the_package_that_it_needs(monkeypatch, package):
-    monkeypatch.setattr("metrics.perceptual.find_spec", lambda name: None if name == package else "there")
+    monkeypatch.setattr("superres.metrics.perceptual.find_spec",
+                        lambda name: None if name == package else "there")
     with pytest.raises(InputError, match=f"--lpips: needs the package {package}; pip install torch lpips"):
         LPIPS("alexnet.pth")
 
 
 def test_wrong_lpips_files_are_named(monkeypatch, tmp_path):
     pytest.importorskip("torch")
-    monkeypatch.setattr("metrics.perceptual.find_spec", lambda name: "there")
+    monkeypatch.setattr("superres.metrics.perceptual.find_spec", lambda name: "there")
     (tmp_path / "text.pth").write_text("no weights")
     for name, message in (("none", "no such file; LPIPS needs torchvision's"), ("text", "not torchvision's")):
         with pytest.raises(InputError, match=rf"{name}\.pth: {message}"):

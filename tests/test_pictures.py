@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from datasets.errors import InputError
-from datasets.pictures import (
+from superres.datasets.errors import InputError
+from superres.datasets.pictures import (
     Picture,
     list_pictures,
     read_picture,

@@ -6,11 +6,11 @@ import pytest
 import tensorflow as tf
 from test_layers import convolve
 
-from layers import GatedPixelCNNBlock, MaskedConv2D
-from layers.masked_conv import colour_groups, colour_mask
-from models import resolve
-from models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
-from train.pixel_recursive import PixelRecursiveTrainer
+from superres.layers import GatedPixelCNNBlock, MaskedConv2D
+from superres.layers.masked_conv import colour_groups, colour_mask
+from superres.models import resolve
+from superres.models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
+from superres.train.pixel_recursive import PixelRecursiveTrainer
 
 GROUPS = {1: "0", 3: "012", 7: "0001122", 8: "00011122", 32: "0" * 11 + "1" * 11 + "2" * 10}
 

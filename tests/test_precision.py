@@ -4,8 +4,8 @@ import warnings
 
 import pytest
 
-import precision
-from precision import chosen_precision, native_precision, processor_flags
+from superres import precision
+from superres.precision import chosen_precision, native_precision, processor_flags
 
 
 @pytest.fixture

@@ -4,13 +4,13 @@ import keras
 import numpy as np
 import pytest
 
-from datasets.color import grey_to_y, rgb_to_ycbcr, y_to_grey
-from datasets.degradations import imresize
-from datasets.errors import InputError
-from datasets.pictures import to_uint8
-from metrics import psnr
-from models.lapsrn import lapsrn
-from models.resolve import at_precision, load, reach, resolve, resolve_tiled, scale_of
+from superres.datasets.color import grey_to_y, rgb_to_ycbcr, y_to_grey
+from superres.datasets.degradations import imresize
+from superres.datasets.errors import InputError
+from superres.datasets.pictures import to_uint8
+from superres.metrics import psnr
+from superres.models.lapsrn import lapsrn
+from superres.models.resolve import at_precision, load, reach, resolve, resolve_tiled, scale_of
 
 SIZES = [(1, 1), (1, 9), (7, 5), (8, 8), (20, 31)]
 

@@ -6,12 +6,12 @@ import pytest
 import tensorflow as tf
 from test_pixelcnn import in_state, tiny
 
-from datasets.errors import InputError
-from layers import SPADEResBlock
-from losses import bits_per_dimension, cross_entropy
-from models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
-from models.sampler import NaiveSampler, Sampler, check_sampling, draw
-from train.pixel_recursive import PRESETS
+from superres.datasets.errors import InputError
+from superres.layers import SPADEResBlock
+from superres.losses import bits_per_dimension, cross_entropy
+from superres.models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
+from superres.models.sampler import NaiveSampler, Sampler, check_sampling, draw
+from superres.train.pixel_recursive import PRESETS
 
 ALMOST_ONE = np.nextafter(np.float32(1), np.float32(0))
 

@@ -6,14 +6,14 @@ import pytest
 import tensorflow as tf
 from test_layers import convolve
 
-from layers import SPADE, SPADEResBlock, SpectralConv2D
+from superres.layers import SPADE, SPADEResBlock, SpectralConv2D
 
 # One step of plain stochastic gradient descent on two logical devices and on one.
 REPLICAS = """
 import keras, numpy as np, tensorflow as tf
-from models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
-from train.loop import strategy
-from train.pixel_recursive import PixelRecursiveTrainer
+from superres.models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
+from superres.train.loop import strategy
+from superres.train.pixel_recursive import PixelRecursiveTrainer
 
 rng = np.random.default_rng(0)
 # Pictures of differing brightness: the statistics of two halves of the batch differ.

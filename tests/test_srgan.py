@@ -6,11 +6,11 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
-from datasets.degradations import imresize, resize_matrix
-from datasets.errors import InputError
-from layers import BicubicDownsampling2D, PolyphaseConv2D, SpectralConv2D
-from losses import Fidelity, grid, relativistic, standard, total_variation
-from models.srgan import discriminator, generator, start_as_interpolation
+from superres.datasets.degradations import imresize, resize_matrix
+from superres.datasets.errors import InputError
+from superres.layers import BicubicDownsampling2D, PolyphaseConv2D, SpectralConv2D
+from superres.losses import Fidelity, grid, relativistic, standard, total_variation
+from superres.models.srgan import discriminator, generator, start_as_interpolation
 
 # Generator of 64 channels: head 9x9 3 -> 64 = 15,616; a block's two convolutions 2 * 36,928 and
 # normalisations 2 * 128; trunk 36,928 + 128; an upsampling 64 -> 256 = 147,712; last 9x9

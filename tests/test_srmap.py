@@ -6,15 +6,15 @@ import pytest
 import tensorflow as tf
 from keras import ops
 
-from datasets.degradations import imresize
-from datasets.errors import InputError
-from datasets.pictures import to_uint8
-from layers import BiasedSiLU, NoiseInjection, ReflectedConv2D
-from losses import Fidelity, energy_score, gradient_penalty, relativistic
-from metrics import lr_psnr
-from models import resolve
-from models.srmap import SIZES, discriminator, generator
-from train.gan import penalised
+from superres.datasets.degradations import imresize
+from superres.datasets.errors import InputError
+from superres.datasets.pictures import to_uint8
+from superres.layers import BiasedSiLU, NoiseInjection, ReflectedConv2D
+from superres.losses import Fidelity, energy_score, gradient_penalty, relativistic
+from superres.metrics import lr_psnr
+from superres.models import resolve
+from superres.models.srmap import SIZES, discriminator, generator
+from superres.train.gan import penalised
 
 TINY = {"stem": 8, "widths": (16, 8, 8), "blocks": (1, 2)}
 

@@ -7,8 +7,8 @@ import tensorflow as tf
 from scipy.ndimage import correlate1d
 from scipy.stats import kstest
 
-from datasets.degradations import imresize
-from layers import (
+from superres.datasets.degradations import imresize
+from superres.layers import (
     BiasedSiLU,
     BicubicDownsampling2D,
     BilinearDownsampling2D,
@@ -20,8 +20,8 @@ from layers import (
     PixelUnshuffle2D,
     ReflectedConv2D,
 )
-from layers.bicubic import BicubicPseudoInverse2D
-from metrics import lr_psnr
+from superres.layers.bicubic import BicubicPseudoInverse2D
+from superres.metrics import lr_psnr
 
 RESIZING = [BilinearUpsampling2D, BilinearDownsampling2D, BinomialBlur2D, PixelUnshuffle2D]
 

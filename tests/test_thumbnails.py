@@ -9,11 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from datasets.batches import numbered_batches
-from datasets.catalogue import Example
-from datasets.degradations import imresize
-from datasets.errors import InputError
-from datasets.thumbnails import Thumbnails, square
+from superres.datasets.batches import numbered_batches
+from superres.datasets.catalogue import Example
+from superres.datasets.degradations import imresize
+from superres.datasets.errors import InputError
+from superres.datasets.thumbnails import Thumbnails, square
 
 
 @pytest.fixture(scope="module")

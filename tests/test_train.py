@@ -11,18 +11,18 @@ import numpy as np
 import pytest
 import yaml
 
-import train.lapsrn as script
-from datasets.degradations import degraded
-from datasets.errors import InputError
-from datasets.patches import Patches, split
-from datasets.pictures import read_picture, write_picture
-from evaluate import evaluate
-from losses import Charbonnier
-from metrics import finite_psnr
-from models import resolve
-from models.lapsrn import lapsrn
-from train.lapsrn import PRESETS, Settings, main, trainer
-from train.loop import Keeper, Log, RunSettings, _duration, take_weights, weights_of
+import superres.train.lapsrn as script
+from superres.datasets.degradations import degraded
+from superres.datasets.errors import InputError
+from superres.datasets.patches import Patches, split
+from superres.datasets.pictures import read_picture, write_picture
+from superres.evaluate import evaluate
+from superres.losses import Charbonnier
+from superres.metrics import finite_psnr
+from superres.models import resolve
+from superres.models.lapsrn import lapsrn
+from superres.train.lapsrn import PRESETS, Settings, main, trainer
+from superres.train.loop import Keeper, Log, RunSettings, _duration, take_weights, weights_of
 
 STEPS = 3
 # One step of stochastic gradient descent on two logical devices and on one: Adam would
@@ -30,9 +30,9 @@ STEPS = 3
 REPLICAS = """
 import sys
 import keras, numpy as np
-from datasets.patches import Patches, split
-from train.lapsrn import Settings, trainer, main
-from train.loop import RunSettings, strategy
+from superres.datasets.patches import Patches, split
+from superres.train.lapsrn import Settings, trainer, main
+from superres.train.loop import RunSettings, strategy
 
 data, folder = sys.argv[1:]
 settings = Settings(data=(data,), scale=4, filters=4, depth=(2,), patch=8, batch=4, epochs=1, steps=2,
@@ -59,8 +59,8 @@ main("quick", settings)
 """
 KILLED = """
 import os, signal, sys
-from train.lapsrn import *
-from train.loop import Keeper
+from superres.train.lapsrn import *
+from superres.train.loop import Keeper
 def kill(self, batch, logs=None):
     if self.model.optimizer.iterations.numpy() == {step}:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -269,7 +269,7 @@ def test_batch_must_divide_by_the_replicas(tiny, monkeypatch):
     class Three:
         num_replicas_in_sync = 3
 
-    monkeypatch.setattr("train.loop.strategy", lambda replicas: Three)
+    monkeypatch.setattr("superres.train.loop.strategy", lambda replicas: Three)
     with pytest.raises(InputError, match="batch: 4 does not divide by 3 replicas"):
         main("quick", tiny())
 
@@ -313,7 +313,8 @@ def test_model_is_the_best_epoch_and_last_is_the_last(tiny, tmp_path, monkeypatc
         kept[epoch] = self.network.get_weights()
 
     monkeypatch.setattr(Keeper, "on_epoch_end", keep)
-    monkeypatch.setattr("train.loop.quality", lambda *args: {"psnr_y": next(scores, 0.0), "ssim_y": 0.5})
+    monkeypatch.setattr("superres.train.loop.quality",
+                        lambda *args: {"psnr_y": next(scores, 0.0), "ssim_y": 0.5})
     main("quick", tiny())
     for name, epoch in (("model.keras", 1), ("last.keras", 2)):
         for one, two in zip(weights(tmp_path / "run", name), kept[epoch], strict=True):
@@ -337,7 +338,7 @@ def test_a_flat_picture_ends_no_training(tmp_path, photos, capsys):
 
 
 def test_constant_output_raises_the_alarm(tiny, monkeypatch, capsys):
-    monkeypatch.setattr("train.loop.resolve", lambda network, lr: np.full(
+    monkeypatch.setattr("superres.train.loop.resolve", lambda network, lr: np.full(
         (lr.shape[0] * 2, lr.shape[1] * 2, 3), 0.5, "float32"))
     main("quick", tiny(epochs=1))
     assert "ALARM: the output is almost constant (0% of the contrast of HR)" in capsys.readouterr().out

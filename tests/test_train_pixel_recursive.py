@@ -13,23 +13,24 @@ from test_pixelcnn import tiny
 from test_sampler import softmax
 from test_train import assert_same_run, at_step, interrupt, rows, weights
 
-from datasets.catalogue import load
-from datasets.errors import InputError
-from datasets.pictures import read_picture, write_picture
-from datasets.thumbnails import parts
-from layers import SPADEResBlock
-from models import resolve
-from models.sampler import Sampler
-from train.loop import Keeper, Log, RunSettings
-from train.pixel_recursive import PRESETS, PixelRecursiveTrainer, RMSprop, main, split, trainer
+from superres.datasets.catalogue import load
+from superres.datasets.errors import InputError
+from superres.datasets.pictures import read_picture, write_picture
+from superres.datasets.thumbnails import parts
+from superres.layers import SPADEResBlock
+from superres.models import resolve
+from superres.models.sampler import Sampler
+from superres.train.loop import Keeper, Log, RunSettings
+from superres.train.pixel_recursive import PRESETS, PixelRecursiveTrainer, RMSprop, main, split, trainer
 
 STEPS = 2
 KILLED = """
 import os, signal
 from functools import partial
-import evaluate, train.pixel_recursive as script
-from train.pixel_recursive import *
-from train.loop import Keeper
+import superres.train.pixel_recursive as script
+from superres import evaluate
+from superres.train.pixel_recursive import *
+from superres.train.loop import Keeper
 evaluate.Sampler = script.Sampler = partial(Sampler, jit_compile=False)
 def kill(self, batch, logs=None):
     if self.model.optimizer.iterations.numpy() == {step}:
@@ -303,7 +304,7 @@ def test_flips_are_for_training(settings):
 @pytest.fixture
 def uncompiled(monkeypatch):
     """Draw without XLA, whose compilation would take most of the time."""
-    for module in ("train.pixel_recursive", "evaluate"):
+    for module in ("superres.train.pixel_recursive", "superres.evaluate"):
         monkeypatch.setattr(f"{module}.Sampler", partial(Sampler, jit_compile=False))
 
 

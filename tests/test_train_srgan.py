@@ -12,18 +12,18 @@ import pytest
 import tensorflow as tf
 from test_train import assert_same_run, rows, weights
 
-import train.srgan as script
-from commands import command
-from datasets.errors import InputError
-from datasets.patches import Patches, split
-from datasets.pictures import read_picture
-from layers import SpectralConv2D
-from losses import Fidelity, Perceptual, total_variation
-from models import resolve
-from models.srgan import discriminator, generator
-from train.gan import GANValidation
-from train.loop import Keeper, RunSettings
-from train.srgan import PRESETS, Settings, TwoPhases, main, schedules, trainer
+import superres.train.srgan as script
+from superres.commands import command
+from superres.datasets.errors import InputError
+from superres.datasets.patches import Patches, split
+from superres.datasets.pictures import read_picture
+from superres.layers import SpectralConv2D
+from superres.losses import Fidelity, Perceptual, total_variation
+from superres.models import resolve
+from superres.models.srgan import discriminator, generator
+from superres.train.gan import GANValidation
+from superres.train.loop import Keeper, RunSettings
+from superres.train.srgan import PRESETS, Settings, TwoPhases, main, schedules, trainer
 
 TERMS = ("pixel", "vgg", "adversarial", "variation", "fidelity", "grid")
 GAME = {"game": "relativistic", "adversarial": 0.1, "pixel_loss": "l1", "variation": 0.01, "fidelity": 1.0,
@@ -33,8 +33,8 @@ pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config:UserW
 SMALL = """
 import os, signal
 from functools import partial
-import train.loop as loop, train.srgan as script
-from train.srgan import *
+import superres.train.loop as loop, superres.train.srgan as script
+from superres.train.srgan import *
 script.generator, script.discriminator = partial(generator, filters=6), partial(discriminator, filters=2)
 GANValidation.draw = lambda *args: None
 tf.config.run_functions_eagerly(True)
@@ -422,7 +422,8 @@ def test_averages_are_what_is_saved(whole):
 
 def test_without_a_game_the_best_epoch_is_kept(make, tmp_path, monkeypatch):
     scores = iter([20.0, 30.0, 25.0])
-    monkeypatch.setattr("train.loop.quality", lambda *args: {"psnr_y": next(scores, 0.0), "ssim_y": 0.5})
+    monkeypatch.setattr("superres.train.loop.quality",
+                        lambda *args: {"psnr_y": next(scores, 0.0), "ssim_y": 0.5})
     main("quick", make(tmp_path, steps=1, warm_up=3, epochs=0, snapshots=(1, 2, 3)))
     kept = weights(tmp_path, "model.keras")
     same = [not any(changed(kept, weights(tmp_path, f"step_{step}.keras"))) for step in (1, 2, 3)]

@@ -11,15 +11,15 @@ import tensorflow as tf
 from test_train import assert_same_run, rows
 from test_train_srgan import changed, trained
 
-import train.srmap as script
-from datasets.errors import InputError
-from datasets.patches import split
-from datasets.pictures import read_picture
-from losses import Fidelity, energy_score, relativistic
-from models import resolve
-from models.srmap import SIZES, generator
-from train.loop import RunSettings
-from train.srmap import OBJECTIVES, PRESETS, NoisyPatches, Settings, main, trainer
+import superres.train.srmap as script
+from superres.datasets.errors import InputError
+from superres.datasets.patches import split
+from superres.datasets.pictures import read_picture
+from superres.losses import Fidelity, energy_score, relativistic
+from superres.models import resolve
+from superres.models.srmap import SIZES, generator
+from superres.train.loop import RunSettings
+from superres.train.srmap import OBJECTIVES, PRESETS, NoisyPatches, Settings, main, trainer
 
 REDUCED = SIZES["reduced"]
 TINY = ({"stem": 8, "widths": (16, 8, 8), "blocks": (1, 1)},
@@ -29,8 +29,8 @@ GAME = {"l1": 3.0, "energy": 20.0, "vgg": 9.0, "fidelity": 10.0, "initial_noise"
 pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config:UserWarning")  # run eagerly
 SMALL = f"""
 import os, signal
-import train.loop as loop, train.srmap as script
-from train.srmap import *
+import superres.train.loop as loop, superres.train.srmap as script
+from superres.train.srmap import *
 SIZES["reduced"] = {str(TINY).replace("{", "{{").replace("}", "}}")}
 GANValidation.draw = lambda *args: None
 tf.config.run_functions_eagerly(True)

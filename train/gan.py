@@ -5,12 +5,12 @@ import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
 
-from datasets.degradations import imresize
-from datasets.pictures import contact_sheet, to_uint8, write_picture
-from losses import gradient_penalty
-from metrics import quality
-from models.resolve import at_precision, load, resolve
-from train.loop import PictureValidation, panels
+from superres.datasets.degradations import imresize
+from superres.datasets.pictures import contact_sheet, to_uint8, write_picture
+from superres.losses import gradient_penalty
+from superres.metrics import quality
+from superres.models.resolve import at_precision, load, resolve
+from superres.train.loop import PictureValidation, panels
 
 COLLAPSE_DB = 6  # sharp pictures may have 3 dB less than bicubic ones; ruined ones have far less
 

@@ -9,7 +9,7 @@ Super-Resolution", CVPR 2017 (the paper), and the report "Real world image super
 resolution with LapSRN", whose sections the comments name.
 """
 
-from commands import command  # first: it quietens TensorFlow
+from superres.commands import command  # first: it quietens TensorFlow
 
 # isort: split
 import dataclasses
@@ -18,14 +18,22 @@ from typing import Literal
 import keras
 import tensorflow as tf
 
-from datasets.degradations import degraded
-from datasets.errors import InputError
-from datasets.patches import Patches, split
-from evaluate import evaluate, table
-from losses import Charbonnier, Perceptual
-from models import resolve
-from models.lapsrn import direct_residual, lapsrn
-from train.loop import PictureValidation, RunSettings, averaging, check_average, fit, take_weights, weights_of
+from superres.datasets.degradations import degraded
+from superres.datasets.errors import InputError
+from superres.datasets.patches import Patches, split
+from superres.evaluate import evaluate, table
+from superres.losses import Charbonnier, Perceptual
+from superres.models import resolve
+from superres.models.lapsrn import direct_residual, lapsrn
+from superres.train.loop import (
+    PictureValidation,
+    RunSettings,
+    averaging,
+    check_average,
+    fit,
+    take_weights,
+    weights_of,
+)
 
 
 @dataclasses.dataclass
@@ -235,5 +243,9 @@ def main(preset: str, settings: Settings):
     print(table(evaluate(resolve.load(folder / "model.keras"), test or val)))
 
 
-if __name__ == "__main__":
+def cli():
     command(main, PRESETS)
+
+
+if __name__ == "__main__":
+    cli()

@@ -28,12 +28,12 @@ import numpy as np
 import tensorflow as tf
 import yaml
 
-from datasets.degradations import imresize
-from datasets.errors import InputError
-from datasets.pictures import contact_sheet, to_float, to_uint8, write_picture
-from metrics.image import quality
-from models.resolve import at_precision, resolve
-from precision import chosen_precision
+from superres.datasets.degradations import imresize
+from superres.datasets.errors import InputError
+from superres.datasets.pictures import contact_sheet, to_float, to_uint8, write_picture
+from superres.metrics.image import quality
+from superres.models.resolve import at_precision, resolve
+from superres.precision import chosen_precision
 
 
 @dataclasses.dataclass

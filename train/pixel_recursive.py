@@ -10,7 +10,7 @@ Sources: Dahl, Norouzi and Shlens, "Pixel Recursive Super Resolution", arXiv 170
 sections the comments name.
 """
 
-from commands import command  # first: it quietens TensorFlow
+from superres.commands import command  # first: it quietens TensorFlow
 
 # isort: split
 import dataclasses
@@ -22,15 +22,29 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from datasets.errors import InputError
-from datasets.pictures import write_picture
-from datasets.thumbnails import Crop, Thumbnails, parts
-from evaluate import evaluate_thumbnails, likelihood, sample_quality, thumbnail_sheet, thumbnail_table
-from losses import cross_entropy
-from models import resolve
-from models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
-from models.sampler import Sampler
-from train.loop import RunSettings, Validation, averaging, check_average, fit, take_weights, weights_of
+from superres.datasets.errors import InputError
+from superres.datasets.pictures import write_picture
+from superres.datasets.thumbnails import Crop, Thumbnails, parts
+from superres.evaluate import (
+    evaluate_thumbnails,
+    likelihood,
+    sample_quality,
+    thumbnail_sheet,
+    thumbnail_table,
+)
+from superres.losses import cross_entropy
+from superres.models import resolve
+from superres.models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
+from superres.models.sampler import Sampler
+from superres.train.loop import (
+    RunSettings,
+    Validation,
+    averaging,
+    check_average,
+    fit,
+    take_weights,
+    weights_of,
+)
 
 
 @dataclasses.dataclass
@@ -310,5 +324,9 @@ def main(preset: str, settings: Settings):
     print(thumbnail_table(result))
 
 
-if __name__ == "__main__":
+def cli():
     command(main, PRESETS)
+
+
+if __name__ == "__main__":
+    cli()

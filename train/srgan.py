@@ -11,7 +11,7 @@ Adversarial Network", CVPR 2017 (the paper), and the report "Image Super-Resolut
 Generative Adversarial Networks", whose sections the comments name.
 """
 
-from commands import command  # first: it quietens TensorFlow
+from superres.commands import command  # first: it quietens TensorFlow
 
 # isort: split
 import dataclasses
@@ -20,15 +20,15 @@ from typing import Literal
 import keras
 import tensorflow as tf
 
-from datasets.degradations import degraded
-from datasets.errors import InputError
-from datasets.patches import Patches, split
-from evaluate import evaluate, table
-from losses import Fidelity, Perceptual, grid, relativistic, standard, total_variation
-from models import resolve
-from models.srgan import discriminator, generator, start_as_interpolation
-from train.gan import GANTrainer, GANValidation, penalised
-from train.loop import (
+from superres.datasets.degradations import degraded
+from superres.datasets.errors import InputError
+from superres.datasets.patches import Patches, split
+from superres.evaluate import evaluate, table
+from superres.losses import Fidelity, Perceptual, grid, relativistic, standard, total_variation
+from superres.models import resolve
+from superres.models.srgan import discriminator, generator, start_as_interpolation
+from superres.train.gan import GANTrainer, GANValidation, penalised
+from superres.train.loop import (
     PictureValidation,
     RunSettings,
     averaging,
@@ -352,5 +352,9 @@ def main(preset: str, settings: Settings):
     print(table(evaluate(resolve.load(folder / "model.keras"), test or val)))
 
 
-if __name__ == "__main__":
+def cli():
     command(main, PRESETS)
+
+
+if __name__ == "__main__":
+    cli()

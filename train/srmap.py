@@ -14,7 +14,7 @@ sections and equations the comments name. What it leaves open is as in its autho
 is marked so.
 """
 
-from commands import command  # first: it quietens TensorFlow
+from superres.commands import command  # first: it quietens TensorFlow
 
 # isort: split
 import dataclasses
@@ -24,16 +24,16 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from datasets.degradations import degraded
-from datasets.errors import InputError
-from datasets.patches import Patches, split
-from evaluate import evaluate, table
-from layers import NoiseInjection
-from losses import Fidelity, PerceptualEnergy, energy_score, relativistic
-from models import resolve
-from models.srmap import CRITIC_WIDTHS, SIZES, crop_of, discriminator, generator
-from train.gan import GANTrainer, GANValidation, TrainingSamples, penalised
-from train.loop import (
+from superres.datasets.degradations import degraded
+from superres.datasets.errors import InputError
+from superres.datasets.patches import Patches, split
+from superres.evaluate import evaluate, table
+from superres.layers import NoiseInjection
+from superres.losses import Fidelity, PerceptualEnergy, energy_score, relativistic
+from superres.models import resolve
+from superres.models.srmap import CRITIC_WIDTHS, SIZES, crop_of, discriminator, generator
+from superres.train.gan import GANTrainer, GANValidation, TrainingSamples, penalised
+from superres.train.loop import (
     PictureValidation,
     RunSettings,
     averaging,
@@ -338,5 +338,9 @@ def main(preset: str, settings: Settings):
     print(table(evaluate(resolve.load(folder / "model.keras"), test or val)))
 
 
-if __name__ == "__main__":
+def cli():
     command(main, PRESETS)
+
+
+if __name__ == "__main__":
+    cli()

@@ -2,6 +2,7 @@
 
 import dataclasses
 import signal
+import sys
 from concurrent.futures import ThreadPoolExecutor
 
 import keras
@@ -12,6 +13,7 @@ from test_train import assert_same_run, rows
 from test_train_srgan import changed, trained
 
 import superres.train.srmap as script
+from superres import commands
 from superres.datasets.errors import InputError
 from superres.datasets.patches import split
 from superres.datasets.pictures import read_picture
@@ -91,7 +93,7 @@ def make(grain, tmp_path_factory):
     def settings(folder="run", replicas=0, **changes):
         tiny = {"data": (str(grain),), "vgg_weights": str(vgg), "scale": 2, "size": "reduced", "crop": 24,
                 "batch": 8, "epochs": 2, "val_pictures": 1, "test_pictures": 1, "steps": 2,
-                "learning_rate": 1e-3, "sample_every": 3}
+                "learning_rate": 1e-3, "sample_every": 3, "scratch": True}
         return Settings(**{**tiny, **changes}, run=RunSettings(str(folder), replicas=replicas))
 
     with pytest.MonkeyPatch.context() as patch:
@@ -118,6 +120,7 @@ def processes(make, grain, run_command, tmp_path_factory):
         "killed": ("-c", KILLED.format(step=3, settings=make(folder / "killed", **GAME))),
         "two": ("-c", REPLICAS.format(settings=make(
             folder / "two", replicas=2, **{**GAME, "vgg": 0.0}, crop=12, accumulate=2))),
+        "scratch": ("train/srmap.py", "reported"),
         "quick": ("train/srmap.py", "pretrain-l1", "--data", grain, "--run.folder", folder / "quick",
                   "--size", "reduced", "--scale", 2, "--epochs", 1, "--steps", 1, "--crop", 16, "--batch", 2,
                   "--val-pictures", 1, "--test-pictures", 1),
@@ -271,7 +274,7 @@ def test_presets_hold_the_report_s_numbers(monkeypatch):
     assert reported.reuse
     assert (pretrain.batch, pretrain.learning_rate, pretrain.halve) == (16, 1e-4, 200)
     for _, settings in PRESETS.values():
-        script.check(settings)
+        script.check(dataclasses.replace(settings, scratch=True))
 
 
 def test_a_run_leaves_its_networks_plots_and_samples(whole):
@@ -328,3 +331,30 @@ def test_the_game_starts_from_the_pretrained_generator(make, tmp_path, randomize
 def test_wrong_settings_are_one_line_errors(make, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         main("reported", make(tmp_path, **changes))
+
+
+@pytest.mark.parametrize(("arguments", "plays"), [
+    (("reported",), False), (("improved",), False), (("improved", "--scratch"), True),
+    (("reported", "--start", "l1.keras"), True), (("quick",), True)])
+def test_the_game_needs_a_start(make, grain, monkeypatch, capsys, arguments, plays):
+    fitted = []
+    monkeypatch.setattr(script, "fit", lambda *given, **named: fitted.append(named["preset"]) or sys.exit(0))
+    monkeypatch.setattr(sys, "argv", ["srmap.py", *arguments, "--data", str(grain), "--scale", "2", "--size",
+                                      "reduced", "--crop", "24", "--batch", "4", "--val-pictures", "1",
+                                      "--test-pictures", "1"])
+    with pytest.raises(SystemExit) as end:
+        commands.command(main, PRESETS)
+    assert (end.value.code, fitted) == ((0, [arguments[0]]) if plays else (2, []))
+    lines = capsys.readouterr().err.splitlines()
+    if not plays:
+        assert lines == [
+            "error: start: the game does not converge from scratch (report, section 3): first train/srmap.py "
+            f"pretrain-l1 --data {grain} --scale 2 --size reduced, "
+            "then --start runs/srmap/pretrain-l1/model.keras; or --scratch"]
+
+
+def test_the_command_line_stops_a_game_from_scratch(processes):
+    finished = processes[1]["scratch"]
+    assert (finished.returncode, finished.stdout) == (2, "")
+    (line,) = finished.stderr.splitlines()
+    assert "pretrain-l1 --data photos --scale 4 --size full" in line

@@ -105,10 +105,11 @@ class Settings:
 
     # Optimisation
     start: str = ""
-    """A saved generator to start from, such as that of pretrain-l1: from scratch the game does not
-    converge (3)."""
+    """A saved generator to start from, such as that of pretrain-l1."""
     start_partial: bool = False
     """Start from a generator that has only a part of the layers, such as one of another scale."""
+    scratch: bool = False
+    """Play without L1 and without a start all the same: it does not converge (3)."""
     epochs: int = 200
     """Epochs (3). The report's plots show the first steps at half the rate (4), which more epochs take."""
     steps: int = 500
@@ -316,6 +317,11 @@ def check(settings):
         raise InputError("energy, vgg: need noise, or all samples are the same")
     if not settings.noise_cells or min(settings.noise_cells) < 1:
         raise InputError(f"noise_cells: must be at least 1, not {settings.noise_cells}")
+    if settings.adversarial and not (settings.l1 or settings.start or settings.scratch):
+        raise InputError(
+            "start: the game does not converge from scratch (report, section 3): first train/srmap.py "
+            f"pretrain-l1 --data {' '.join(settings.data)} --scale {settings.scale} --size {settings.size}, "
+            "then --start runs/srmap/pretrain-l1/model.keras; or --scratch")
 
 
 def main(preset: str, settings: Settings):

@@ -27,7 +27,7 @@ _quiet_import()
 
 import tyro  # noqa: E402
 
-from superres.datasets.errors import InputError  # noqa: E402
+from superres.errors import InputError  # noqa: E402
 
 
 def command(main, presets=None):

@@ -48,7 +48,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
 from superres.datasets.color import rgb_to_ycbcr, ycbcr_to_rgb
-from superres.datasets.errors import InputError
+from superres.errors import InputError
 from superres.layers import BicubicUpsampling2D
 from superres.models.resolve import SMALLEST, load, lr_size, scale_of, stochastic
 from superres.models.sampler import Sampler, draws

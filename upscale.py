@@ -30,9 +30,9 @@ import tyro
 from tqdm import tqdm
 
 from superres.datasets.degradations import imresize
-from superres.datasets.errors import InputError
 from superres.datasets.pictures import Picture, list_pictures, read_picture, to_uint8, write_picture
 from superres.datasets.thumbnails import Crop, thumbnail
+from superres.errors import InputError
 from superres.models import resolve
 from superres.models.sampler import Sampler, check_sampling
 from superres.precision import chosen_precision

@@ -18,8 +18,8 @@ from common import interleaved, save, table
 from PIL import Image
 
 from superres.datasets.degradations import imresize, mod_crop
-from superres.datasets.errors import InputError
 from superres.datasets.pictures import list_pictures, read_picture
+from superres.errors import InputError
 
 
 def main(hr_folder: str, lr_folder: str, /, rounds: int = 5):

@@ -17,8 +17,8 @@ from common import interleaved, save, table
 from train_lapsrn import fixed_batch, keras_step
 
 from superres.datasets.catalogue import load
-from superres.datasets.errors import InputError
 from superres.datasets.patches import Patches
+from superres.errors import InputError
 from superres.train.lapsrn import PRESETS
 
 DEGRADATIONS = ("bicubic", "realworld-fresh")

@@ -26,7 +26,7 @@ from common import interleaved, peak_functions, randomise, resident, save, table
 from keras import ops
 
 import superres.models.sampler
-from superres.datasets.errors import InputError
+from superres.errors import InputError
 from superres.layers import GatedPixelCNNBlock
 from superres.models import resolve
 from superres.models.pixel_recursive import conditioning_network, pixel_recursive, prior_network

@@ -25,8 +25,8 @@ from torch_lapsrn import to_torch
 
 from superres.datasets.catalogue import load
 from superres.datasets.degradations import degraded
-from superres.datasets.errors import InputError
 from superres.datasets.pictures import to_uint8
+from superres.errors import InputError
 from superres.metrics import quality
 from superres.models import resolve
 from superres.models.srgan import generator

@@ -12,9 +12,9 @@ import numpy as np
 from superres.datasets.corners import CORNERS, in_corner, scanned_digits
 from superres.datasets.dead_leaves import dead_leaves
 from superres.datasets.degradations import imresize
-from superres.datasets.errors import InputError
 from superres.datasets.pictures import list_pictures, read_picture
 from superres.datasets.plates import plate
+from superres.errors import InputError
 
 # The photographs that scikit-image installs (it can download more; these need nothing).
 PHOTOS = {
@@ -105,6 +105,11 @@ def load(source, split="train", limit=None) -> Iterator[Example]:
         if number == limit:
             return
         yield example
+
+
+def has_corners(source):
+    """Whether a source's HR is a digit in a corner, of which LR does not tell which (see `load`)."""
+    return str(source).split("/")[0] == "corners" and not Path(source).is_dir()
 
 
 def _photos(split):

@@ -67,13 +67,5 @@ def corner_count(pictures, digits):
     return sum((_ink(corner_of(pictures, corner)) > enough).astype(int) for corner in CORNERS)
 
 
-def are_corners(pictures, digits):
-    """Whether every picture is its digit in a corner, and black elsewhere."""
-    if pictures.shape[1] != 2 * digits.shape[1]:
-        return False
-    placed = np.stack([np.stack([in_corner(digit, corner) for digit in digits]) for corner in CORNERS])
-    return bool((placed == pictures).all((2, 3, 4)).any(0).all())
-
-
 def _ink(pictures):
     return np.sum(pictures, axis=(1, 2, 3), dtype="float64")

@@ -5,9 +5,9 @@ from functools import lru_cache
 import numpy as np
 from scipy import sparse
 
-from superres.datasets.errors import InputError
+from superres.cubic import cubic
 from superres.datasets.pictures import to_uint8
-from superres.layers.bicubic import cubic
+from superres.errors import InputError
 
 
 def mirror(index, size):

@@ -16,9 +16,9 @@ from superres.datasets.degradations import (
     random_kernel,
     realworld,
 )
-from superres.datasets.errors import InputError
 from superres.datasets.likeness import warn_of_likenesses
 from superres.datasets.pictures import to_float, to_uint8
+from superres.errors import InputError
 
 KERNEL_SIZE = 11
 ALIGNMENT_SAMPLE = 32  # pictures: a shift is common to all
@@ -178,6 +178,15 @@ class Patches:
     def dataset(self, start=0):
         """An endless `tf.data.Dataset` of batches, from batch number `start` on."""
         return numbered_batches(self.__getitem__, start)
+
+
+class NoisyPatches(Patches):
+    """`Patches` with seeds for the noise: batches ((lr, seeds (B, 2) int32), (hr,))."""
+
+    def __getitem__(self, number):
+        lr, targets = super().__getitem__(number)
+        seeds = np.random.default_rng((self.seed, number, 1)).integers(2**31, size=(self.batch, 2))
+        return (lr, seeds.astype("int32")), targets
 
 
 def check_pair(lr, hr, scale, name):

@@ -9,8 +9,8 @@ import numpy as np
 from superres.datasets.batches import numbered_batches
 from superres.datasets.catalogue import load
 from superres.datasets.degradations import imresize
-from superres.datasets.errors import InputError
 from superres.datasets.pictures import to_float
+from superres.errors import InputError
 
 Crop = Literal["centre", "face"]
 
@@ -72,6 +72,7 @@ class Thumbnails:
         batch: Pairs a batch.
         flip: Mirror pairs left to right at random.
         seed: Of the choice of pairs.
+        corners: Whether HR is LR in a corner (`catalogue.has_corners`), and is measured as such.
 
     Attributes:
         names: List of str.
@@ -82,8 +83,9 @@ class Thumbnails:
         InputError: where a given pair has another size, or no picture is large enough.
     """
 
-    def __init__(self, examples, size, scale, *, channels=3, crop="centre", batch=32, flip=False, seed=0):
-        self.batch, self.flip, self.seed = batch, flip, seed
+    def __init__(self, examples, size, scale, *, channels=3, crop="centre", batch=32, flip=False, seed=0,
+                 corners=False):
+        self.batch, self.flip, self.seed, self.corners = batch, flip, seed, corners
         self.names, lrs, hrs, small = [], [], [], 0
         for example in examples:
             if example.lr is None:

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from superres.datasets.errors import InputError
+from superres.errors import InputError
 
 # Convolutions of each block, with so many filters; a pooling layer follows each block.
 _NETWORKS = {"VGG19": (2, 2, 4, 4, 4), "VGG16": (2, 2, 3, 3, 3)}

@@ -11,8 +11,8 @@ import numpy as np
 from keras import layers
 from skimage.transform import resize
 
-from superres.datasets.errors import InputError
 from superres.datasets.pictures import to_float
+from superres.errors import InputError
 
 SMALLEST = 64  # smaller pictures are continued symmetrically up to this size
 

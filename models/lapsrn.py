@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from superres.datasets.errors import InputError
+from superres.errors import InputError
 from superres.layers import BicubicUpsampling2D, SubPixelConv2D
 
 SCALES = (2, 4, 8)

@@ -18,7 +18,7 @@ from itertools import zip_longest
 import keras
 from keras import layers
 
-from superres.datasets.errors import InputError
+from superres.errors import InputError
 from superres.layers import GatedPixelCNNBlock, MaskedConv2D, SPADEResBlock, batch_norm
 
 NORMS = ("batch", "spade", "batch+lr")

@@ -11,8 +11,8 @@ import numpy as np
 
 from superres.datasets.color import grey_to_y, rgb_to_ycbcr, y_to_grey, ycbcr_to_rgb
 from superres.datasets.degradations import imresize
-from superres.datasets.errors import InputError
 from superres.datasets.pictures import to_float, to_uint8
+from superres.errors import InputError
 from superres.layers import ConsistentPicture  # and registers all layers that saved networks hold
 
 # Smaller pictures are continued symmetrically, by so many pixels, before they enter a network.

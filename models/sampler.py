@@ -14,8 +14,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from superres.datasets.errors import InputError
 from superres.datasets.pictures import to_float
+from superres.errors import InputError
 from superres.layers import GatedPixelCNNBlock
 from superres.layers.masked_conv import colour_groups
 

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from superres.datasets.errors import InputError
+from superres.errors import InputError
 from superres.layers import PolyphaseConv2D, SpectralConv2D, SubPixelConv2D, batch_norm
 
 SCALES = (2, 4, 8)

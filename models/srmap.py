@@ -7,7 +7,7 @@ networks are reproduced to the parameter.
 import keras
 from keras import layers
 
-from superres.datasets.errors import InputError
+from superres.errors import InputError
 from superres.layers import (
     BiasedSiLU,
     BilinearDownsampling2D,

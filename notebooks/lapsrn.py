@@ -39,12 +39,12 @@ import numpy as np
 import superres
 from superres.datasets.catalogue import Example, load
 from superres.datasets.degradations import degraded, imresize, mod_crop, random_kernel, realworld
-from superres.datasets.errors import InputError
 from superres.datasets.patches import Patches, check_alignment, shift_between
 from superres.datasets.pictures import to_uint8
-from superres.evaluate import evaluate, figure
+from superres.errors import InputError
 from superres.losses import Perceptual
 from superres.metrics import psnr, quality
+from superres.metrics.report import evaluate, figure
 from superres.models import resolve
 from superres.models.lapsrn import lapsrn
 from superres.train.lapsrn import PRESETS, trainer

@@ -41,9 +41,9 @@ import superres
 from superres.datasets.catalogue import Example, load
 from superres.datasets.pictures import contact_sheet
 from superres.datasets.thumbnails import Thumbnails, parts
-from superres.evaluate import evaluate_thumbnails, sample_quality, thumbnail_table
 from superres.layers import MaskedConv2D
 from superres.metrics import psnr
+from superres.metrics.thumbnails import evaluate_thumbnails, sample_quality, thumbnail_table
 from superres.models import resolve
 from superres.models.pixel_recursive import prior_network
 from superres.models.sampler import Sampler

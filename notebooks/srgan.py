@@ -40,9 +40,9 @@ import superres
 from superres.datasets.catalogue import load
 from superres.datasets.degradations import degraded, imresize
 from superres.datasets.pictures import to_uint8
-from superres.evaluate import busiest, evaluate, table
 from superres.metrics import colour_error, quality
 from superres.metrics.perceptual import SqueezeNetDistance
+from superres.metrics.report import busiest, evaluate, table
 from superres.models import resolve
 from superres.models.srgan import discriminator, generator
 from superres.train.gan import curves

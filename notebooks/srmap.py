@@ -56,10 +56,10 @@ import superres
 from superres.datasets.catalogue import load
 from superres.datasets.degradations import degraded, imresize
 from superres.datasets.pictures import to_uint8
-from superres.evaluate import busiest, evaluate, table
 from superres.layers import ConsistentPicture
 from superres.metrics import lr_psnr
 from superres.metrics.perceptual import SqueezeNetDistance
+from superres.metrics.report import busiest, evaluate, table
 from superres.models import resolve
 from superres.models.srmap import SIZES, discriminator, generator
 from superres.train.gan import curves

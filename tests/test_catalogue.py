@@ -15,9 +15,9 @@ from superres.datasets.catalogue import NAMES, TFDS, load
 from superres.datasets.corners import CORNERS, corner_count, corner_of, in_corner
 from superres.datasets.dead_leaves import dead_leaves
 from superres.datasets.degradations import imresize
-from superres.datasets.errors import InputError
 from superres.datasets.pictures import write_picture
 from superres.datasets.plates import plate
+from superres.errors import InputError
 
 
 @pytest.fixture

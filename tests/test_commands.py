@@ -10,9 +10,9 @@ import pytest
 
 from superres import commands, evaluate, upscale
 from superres.datasets.degradations import imresize
-from superres.datasets.errors import InputError
 from superres.datasets.pictures import Picture, read_picture, to_uint8, write_picture
-from superres.metrics import quality
+from superres.errors import InputError
+from superres.metrics import quality, report
 from superres.models import resolve
 from superres.models.lapsrn import lapsrn
 from superres.train.lapsrn import PRESETS, Settings
@@ -176,7 +176,7 @@ def test_the_ensemble_is_what_is_drawn_and_measured(call, photo, randomize, tmp_
 
 def test_evaluate_measures_the_smallest_pictures(model):
     hr = np.random.default_rng(0).integers(0, 256, (2, 4, 3), "uint8")
-    result = evaluate.evaluate(resolve.load(model), [("tiny", imresize(hr, 0.5), hr)])
+    result = report.evaluate(resolve.load(model), [("tiny", imresize(hr, 0.5), hr)])
     assert np.isfinite(result["mean"]["psnr_y"])
 
 

@@ -10,9 +10,9 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from superres import evaluate, export, upscale
 from superres.datasets.degradations import degraded, imresize
-from superres.datasets.errors import InputError
 from superres.datasets.pictures import read_picture, to_uint8, write_picture
-from superres.metrics import lr_psnr, quality
+from superres.errors import InputError
+from superres.metrics import lr_psnr, quality, report
 from superres.metrics.perceptual import diversity_score
 from superres.models import resolve
 from superres.models.srmap import generator
@@ -108,7 +108,7 @@ def test_bad_options_are_one_line(draw, network, folder, capsys, options, messag
 def test_measures_are_means_over_the_samples(network, folder):
     pairs = list(degraded(evaluate.load(str(folder), "test"), 2, "bicubic"))
     loaded, distance = resolve.load(network), Distance()
-    result = evaluate.evaluate(loaded, pairs, {"lpips": distance}, samples=3, temperature=0.8, seed=4)
+    result = report.evaluate(loaded, pairs, {"lpips": distance}, samples=3, temperature=0.8, seed=4)
     faithful = []
     for (_, lr, hr), row in zip(pairs, result["pictures"], strict=True):
         drawn = [to_uint8(resolve.resolve(loaded, lr, 0.8, 4 + k)) for k in range(3)]
@@ -132,12 +132,12 @@ def test_exact_pictures_leave_means_finite(photo):
     most = 10 * np.log10(255**2 * 8 * 8 * 3)
     assert exact["lr_psnr"] == pytest.approx(most)
     rows = [{"lr_psnr": exact["lr_psnr"]}, {"lr_psnr": 60.0}]
-    result = evaluate.average(rows, drawn=True)
+    result = report.average(rows, drawn=True)
     assert result["lr_psnr"] == pytest.approx((most + 60) / 2)
     pooled = -10 * np.log10((1e-6 + 1 / (255**2 * 192)) / 2)
     assert result["lr_psnr_pooled"] == pytest.approx(pooled)
     assert result["lr_psnr_worst"] == 60
-    assert evaluate.average(rows[:1], drawn=True)["lr_psnr_pooled"] == pytest.approx(most)
+    assert report.average(rows[:1], drawn=True)["lr_psnr_pooled"] == pytest.approx(most)
 
 
 def test_the_table_has_a_column_for_all_of_it(call, network, folder, tmp_path, capsys, monkeypatch):
@@ -158,7 +158,7 @@ def test_the_drawing_is_of_the_sample_asked_for(network, folder):
     loaded = resolve.load(network)
     name, lr, hr = next(iter(degraded(evaluate.load(str(folder), "test"), 2, "bicubic")))
     for temperature, seed in ((1.0, 5), (0.5, 6)):
-        sheet = evaluate.figure(loaded, [(name, lr, hr)], temperature, seed)
+        sheet = report.figure(loaded, [(name, lr, hr)], temperature, seed)
         drawn = np.asarray(sheet.axes[2].images[0].get_array())
         sr = to_uint8(resolve.resolve(loaded, lr, temperature, seed))
         windows = np.lib.stride_tricks.sliding_window_view(sr, drawn.shape)

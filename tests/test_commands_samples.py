@@ -11,10 +11,10 @@ from test_pixelcnn import tiny
 from superres import evaluate, upscale
 from superres.datasets.corners import corner_count
 from superres.datasets.degradations import imresize
-from superres.datasets.errors import InputError
 from superres.datasets.pictures import read_picture, write_picture
 from superres.datasets.thumbnails import Thumbnails, parts, thumbnail
-from superres.metrics import ms_ssim, psnr, ssim
+from superres.errors import InputError
+from superres.metrics import ms_ssim, psnr, ssim, thumbnails
 from superres.models import resolve
 from superres.models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
 from superres.models.resolve import at_precision
@@ -79,7 +79,7 @@ def faces(tmp_path_factory, photos):
 def _without_xla(monkeypatch):
     """XLA takes seconds to compile."""
     monkeypatch.setattr(upscale, "Sampler", partial(Sampler, jit_compile=False))
-    monkeypatch.setattr(evaluate, "Sampler", partial(Sampler, jit_compile=False))
+    monkeypatch.setattr(thumbnails, "Sampler", partial(Sampler, jit_compile=False))
 
 
 # ------------------------------------------------------------------ upscale
@@ -182,6 +182,12 @@ def test_evaluate_measures_held_out_pictures(run_command, rgb, faces, tmp_path):
     assert read_picture(tmp_path / "figure.png").pixels.shape == (3 * 100, 6 * 100, 3)
 
 
+@pytest.mark.parametrize(("name", "start"), [("a.svg", b"<?xml"), ("a.PDF", b"%PDF"), ("a.JPG", b"\xff\xd8")])
+def test_a_figure_is_what_its_suffix_says(call, grey, tmp_path, name, start):
+    call(evaluate.main, grey, "--data", "corners", "--limit", 2, "--figure", tmp_path / name)
+    assert (tmp_path / name).read_bytes().startswith(start)
+
+
 def test_evaluate_on_corners_counts_digits(call, grey, tmp_path, capsys):
     call(evaluate.main, grey, "--data", "corners", "--limit", 5, "--samples", 2,
          "--json", tmp_path / "a.json")
@@ -191,7 +197,7 @@ def test_evaluate_on_corners_counts_digits(call, grey, tmp_path, capsys):
     assert "consistency" not in out
     figures = json.loads((tmp_path / "a.json").read_text())
     assert list(figures["methods"]) == ["network"]
-    pictures = Thumbnails(parts("corners")[1], 8, 2, channels=1)[:5]
+    pictures = Thumbnails(parts("corners")[1], 8, 2, channels=1, corners=True)[:5]
     drawn = Sampler(resolve.load(grey), jit_compile=False).sample(pictures.lr, samples=2)
     one = np.mean([corner_count(samples, pictures.lr) == 1 for samples in drawn])
     assert figures["methods"]["network"]["one_digit"] == pytest.approx(one)

@@ -18,8 +18,8 @@ from superres.datasets.degradations import (
     random_kernel,
     realworld,
 )
-from superres.datasets.errors import InputError
 from superres.datasets.patches import shift_between
+from superres.errors import InputError
 
 # Half of the one-dimensional kernel of imresize at an interior pixel; the rest mirrors it.
 HALF_TAPS = {
@@ -223,3 +223,9 @@ def test_degraded_keeps_a_given_lr_and_refuses_one_that_does_not_fit(photo):
         list(degraded([Example("given", photo[:40, :60], lr)], 4, "bicubic"))
     with pytest.raises(InputError, match="tiny: smaller than the scale, 4"):
         list(degraded([Example("tiny", photo[:3])], 4, "bicubic"))
+
+
+def test_degrading_pictures_needs_no_tensorflow(run_command):
+    result = run_command("-c", "import sys, superres.datasets.degradations; "
+                         "sys.exit(bool({'tensorflow', 'keras'} & {*sys.modules}))")
+    assert (result.returncode, result.stderr) == (0, "")

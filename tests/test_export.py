@@ -21,8 +21,8 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from superres import export
 from superres.datasets.degradations import imresize
-from superres.datasets.errors import InputError
 from superres.datasets.pictures import to_uint8
+from superres.errors import InputError
 from superres.models.lapsrn import lapsrn
 from superres.models.resolve import load, resolve
 

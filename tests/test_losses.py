@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from superres.datasets.errors import InputError
+from superres.errors import InputError
 from superres.losses import Charbonnier, Perceptual, PerceptualEnergy, energy_score
 from superres.losses.perceptual import vgg
 

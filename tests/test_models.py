@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from superres.datasets.degradations import imresize
-from superres.datasets.errors import InputError
+from superres.errors import InputError
 from superres.layers import SubPixelConv2D
 from superres.models.lapsrn import lapsrn
 from superres.train.lapsrn import PRESETS, trainer, with_direct_residual

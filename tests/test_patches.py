@@ -6,9 +6,9 @@ import pytest
 from superres.datasets.catalogue import Example
 from superres.datasets.color import luma
 from superres.datasets.degradations import imresize, mod_crop, random_kernel, realworld
-from superres.datasets.errors import InputError
 from superres.datasets.patches import Patches, check_alignment, check_pair, split
 from superres.datasets.pictures import write_picture
+from superres.errors import InputError
 from superres.metrics import psnr
 
 DEGRADATIONS = ("bicubic", "realworld", "realworld-fresh")

@@ -14,9 +14,9 @@ from test_srgan import drawn
 
 from superres import commands, evaluate, upscale
 from superres.datasets.degradations import imresize
-from superres.datasets.errors import InputError
 from superres.datasets.pictures import read_picture, to_uint8, write_picture
-from superres.metrics import colour_error
+from superres.errors import InputError
+from superres.metrics import colour_error, report
 from superres.metrics.perceptual import LPIPS, SqueezeNetDistance
 from superres.models import resolve
 from superres.models.lapsrn import lapsrn
@@ -320,7 +320,7 @@ def test_upscale_and_evaluate_blend(call, networks, photo, tmp_path, blend):
     status, *_ = call(evaluate.main, one, "--data", tmp_path / "data", "--json", result, *arguments)
     assert status == 0
     found = json.loads(result.read_text())["mean"]
-    expected = evaluate.evaluate(blended, [("a", imresize(hr, 0.5), hr)])["mean"]
+    expected = report.evaluate(blended, [("a", imresize(hr, 0.5), hr)])["mean"]
     assert {**found, "seconds": 0, "mpixel_per_second": 0} == pytest.approx(
         {**expected, "seconds": 0, "mpixel_per_second": 0}, rel=1e-3)
 

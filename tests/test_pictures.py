@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from superres.datasets.errors import InputError
 from superres.datasets.pictures import (
     Picture,
     list_pictures,
@@ -15,6 +14,7 @@ from superres.datasets.pictures import (
     to_uint8,
     write_picture,
 )
+from superres.errors import InputError
 
 RGB = np.random.default_rng(5).integers(0, 256, (6, 9, 3), "uint8")
 GREY, ALPHA = RGB[..., :1], RGB[..., 1:2]

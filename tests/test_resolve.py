@@ -6,8 +6,8 @@ import pytest
 
 from superres.datasets.color import grey_to_y, rgb_to_ycbcr, y_to_grey
 from superres.datasets.degradations import imresize
-from superres.datasets.errors import InputError
 from superres.datasets.pictures import to_uint8
+from superres.errors import InputError
 from superres.metrics import psnr
 from superres.models.lapsrn import lapsrn
 from superres.models.resolve import at_precision, load, reach, resolve, resolve_tiled, scale_of

@@ -6,7 +6,7 @@ import pytest
 import tensorflow as tf
 from test_pixelcnn import in_state, tiny
 
-from superres.datasets.errors import InputError
+from superres.errors import InputError
 from superres.layers import SPADEResBlock
 from superres.losses import bits_per_dimension, cross_entropy
 from superres.models.pixel_recursive import conditioning_network, pixel_recursive, prior_network

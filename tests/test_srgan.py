@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import ops
 
 from superres.datasets.degradations import imresize, resize_matrix
-from superres.datasets.errors import InputError
+from superres.errors import InputError
 from superres.layers import BicubicDownsampling2D, PolyphaseConv2D, SpectralConv2D
 from superres.losses import Fidelity, grid, relativistic, standard, total_variation
 from superres.models.srgan import discriminator, generator, start_as_interpolation

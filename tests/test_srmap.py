@@ -7,8 +7,8 @@ import tensorflow as tf
 from keras import ops
 
 from superres.datasets.degradations import imresize
-from superres.datasets.errors import InputError
 from superres.datasets.pictures import to_uint8
+from superres.errors import InputError
 from superres.layers import BiasedSiLU, NoiseInjection, ReflectedConv2D
 from superres.losses import Fidelity, energy_score, gradient_penalty, relativistic
 from superres.metrics import lr_psnr

@@ -12,8 +12,8 @@ from PIL import Image
 from superres.datasets.batches import numbered_batches
 from superres.datasets.catalogue import Example
 from superres.datasets.degradations import imresize
-from superres.datasets.errors import InputError
 from superres.datasets.thumbnails import Thumbnails, square
+from superres.errors import InputError
 
 
 @pytest.fixture(scope="module")

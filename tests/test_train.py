@@ -13,16 +13,17 @@ import yaml
 
 import superres.train.lapsrn as script
 from superres.datasets.degradations import degraded
-from superres.datasets.errors import InputError
 from superres.datasets.patches import Patches, split
 from superres.datasets.pictures import read_picture, write_picture
-from superres.evaluate import evaluate
+from superres.errors import InputError
 from superres.losses import Charbonnier
 from superres.metrics import finite_psnr
+from superres.metrics.report import evaluate
 from superres.models import resolve
 from superres.models.lapsrn import lapsrn
 from superres.train.lapsrn import PRESETS, Settings, main, trainer
-from superres.train.loop import Keeper, Log, RunSettings, _duration, take_weights, weights_of
+from superres.train.log import Log
+from superres.train.loop import Keeper, RunSettings, _duration, take_weights, weights_of
 
 STEPS = 3
 # One step of stochastic gradient descent on two logical devices and on one: Adam would
@@ -313,7 +314,7 @@ def test_model_is_the_best_epoch_and_last_is_the_last(tiny, tmp_path, monkeypatc
         kept[epoch] = self.network.get_weights()
 
     monkeypatch.setattr(Keeper, "on_epoch_end", keep)
-    monkeypatch.setattr("superres.train.loop.quality",
+    monkeypatch.setattr("superres.train.validation.quality",
                         lambda *args: {"psnr_y": next(scores, 0.0), "ssim_y": 0.5})
     main("quick", tiny())
     for name, epoch in (("model.keras", 1), ("last.keras", 2)):
@@ -338,7 +339,7 @@ def test_a_flat_picture_ends_no_training(tmp_path, photos, capsys):
 
 
 def test_constant_output_raises_the_alarm(tiny, monkeypatch, capsys):
-    monkeypatch.setattr("superres.train.loop.resolve", lambda network, lr: np.full(
+    monkeypatch.setattr("superres.train.validation.resolve", lambda network, lr: np.full(
         (lr.shape[0] * 2, lr.shape[1] * 2, 3), 0.5, "float32"))
     main("quick", tiny(epochs=1))
     assert "ALARM: the output is almost constant (0% of the contrast of HR)" in capsys.readouterr().out
@@ -478,6 +479,11 @@ def test_layers_that_may_be_new_are_no_part():
         take_weights(target, weights_of(source))
     take_weights(target, weights_of(source), new=(keras.layers.BatchNormalization,))
     np.testing.assert_array_equal(target.get_weights()[0], source.get_weights()[0])
+
+
+def test_a_run_leaves_the_precision_as_it_was(tiny):
+    main("quick", tiny(precision="mixed_bfloat16", epochs=1))
+    assert keras.config.dtype_policy().name == "float32"
 
 
 def test_a_run_tells_when_it_ends(tiny, capsys):

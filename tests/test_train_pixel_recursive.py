@@ -14,13 +14,14 @@ from test_sampler import softmax
 from test_train import assert_same_run, at_step, interrupt, rows, weights
 
 from superres.datasets.catalogue import load
-from superres.datasets.errors import InputError
 from superres.datasets.pictures import read_picture, write_picture
 from superres.datasets.thumbnails import parts
+from superres.errors import InputError
 from superres.layers import SPADEResBlock
 from superres.models import resolve
 from superres.models.sampler import Sampler
-from superres.train.loop import Keeper, Log, RunSettings
+from superres.train.log import Log
+from superres.train.loop import Keeper, RunSettings
 from superres.train.pixel_recursive import PRESETS, PixelRecursiveTrainer, RMSprop, main, split, trainer
 
 STEPS = 2
@@ -28,10 +29,10 @@ KILLED = """
 import os, signal
 from functools import partial
 import superres.train.pixel_recursive as script
-from superres import evaluate
+from superres.metrics import thumbnails
 from superres.train.pixel_recursive import *
 from superres.train.loop import Keeper
-evaluate.Sampler = script.Sampler = partial(Sampler, jit_compile=False)
+thumbnails.Sampler = script.Sampler = partial(Sampler, jit_compile=False)
 def kill(self, batch, logs=None):
     if self.model.optimizer.iterations.numpy() == {step}:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -304,7 +305,7 @@ def test_flips_are_for_training(settings):
 @pytest.fixture
 def uncompiled(monkeypatch):
     """Draw without XLA, whose compilation would take most of the time."""
-    for module in ("superres.train.pixel_recursive", "superres.evaluate"):
+    for module in ("superres.train.pixel_recursive", "superres.metrics.thumbnails"):
         monkeypatch.setattr(f"{module}.Sampler", partial(Sampler, jit_compile=False))
 
 

@@ -14,9 +14,9 @@ from test_train import assert_same_run, rows, weights
 
 import superres.train.srgan as script
 from superres.commands import command
-from superres.datasets.errors import InputError
 from superres.datasets.patches import Patches, split
 from superres.datasets.pictures import read_picture
+from superres.errors import InputError
 from superres.layers import SpectralConv2D
 from superres.losses import Fidelity, Perceptual, total_variation
 from superres.models import resolve
@@ -422,7 +422,7 @@ def test_averages_are_what_is_saved(whole):
 
 def test_without_a_game_the_best_epoch_is_kept(make, tmp_path, monkeypatch):
     scores = iter([20.0, 30.0, 25.0])
-    monkeypatch.setattr("superres.train.loop.quality",
+    monkeypatch.setattr("superres.train.validation.quality",
                         lambda *args: {"psnr_y": next(scores, 0.0), "ssim_y": 0.5})
     main("quick", make(tmp_path, steps=1, warm_up=3, epochs=0, snapshots=(1, 2, 3)))
     kept = weights(tmp_path, "model.keras")

@@ -14,9 +14,9 @@ from test_train_srgan import changed, trained
 
 import superres.train.srmap as script
 from superres import commands
-from superres.datasets.errors import InputError
 from superres.datasets.patches import split
 from superres.datasets.pictures import read_picture
+from superres.errors import InputError
 from superres.losses import Fidelity, energy_score, relativistic
 from superres.models import resolve
 from superres.models.srmap import SIZES, generator
@@ -45,6 +45,7 @@ main("reported", {settings})
 # One step of stochastic gradient descent on two logical devices, as `fit` compiles it, and on one, without
 # compiling; then a run on two. Networks are smaller still: compiling is what takes time.
 REPLICAS = SMALL + """
+import numpy as np
 SIZES["reduced"] = (dict(stem=4, widths=(8, 4), blocks=(1,)), dict(stem=4, widths=(4, 4), blocks=(1, 1)))
 settings = {settings}
 patches = NoisyPatches(split(settings.data, 1, 1, 0)[0], 2, 6, 8)

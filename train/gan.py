@@ -10,7 +10,8 @@ from superres.datasets.pictures import contact_sheet, to_uint8, write_picture
 from superres.losses import gradient_penalty
 from superres.metrics import quality
 from superres.models.resolve import at_precision, load, resolve
-from superres.train.loop import PictureValidation, panels
+from superres.train.loop import minimised
+from superres.train.validation import PictureValidation, panels
 
 COLLAPSE_DB = 6  # sharp pictures may have 3 dB less than bicubic ones; ruined ones have far less
 
@@ -25,6 +26,11 @@ def penalised(discriminator, pictures, wanted=True):
         logits = discriminator(pictures, training=True)
         total = tf.reduce_sum(logits)
     return logits, tf.reduce_mean(gradient_penalty(tape.gradient(total, pictures)))
+
+
+def gradient_norm(optimizer, gradients):
+    """The norm of a device's gradients of `train.loop.minimised`, of the loss as it is."""
+    return tf.linalg.global_norm(gradients) / minimised(optimizer, 1.0)
 
 
 class GANTrainer(keras.Model):

@@ -19,21 +19,14 @@ import keras
 import tensorflow as tf
 
 from superres.datasets.degradations import degraded
-from superres.datasets.errors import InputError
 from superres.datasets.patches import Patches, split
-from superres.evaluate import evaluate, table
+from superres.errors import InputError
 from superres.losses import Charbonnier, Perceptual
+from superres.metrics.report import evaluate, table
 from superres.models import resolve
 from superres.models.lapsrn import direct_residual, lapsrn
-from superres.train.loop import (
-    PictureValidation,
-    RunSettings,
-    averaging,
-    check_average,
-    fit,
-    take_weights,
-    weights_of,
-)
+from superres.train.loop import RunSettings, averaging, check_average, fit, take_weights, weights_of
+from superres.train.validation import PictureValidation
 
 
 @dataclasses.dataclass

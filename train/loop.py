@@ -14,7 +14,7 @@ A run is a folder::
 Starting a run again in its folder goes on after its last finished epoch.
 """
 
-import csv
+import contextlib
 import dataclasses
 import math
 import os
@@ -24,16 +24,14 @@ from pathlib import Path
 from typing import Literal
 
 import keras
-import numpy as np
 import tensorflow as tf
 import yaml
 
-from superres.datasets.degradations import imresize
-from superres.datasets.errors import InputError
-from superres.datasets.pictures import contact_sheet, to_float, to_uint8, write_picture
-from superres.metrics.image import quality
-from superres.models.resolve import at_precision, resolve
+from superres.datasets.pictures import write_picture
+from superres.errors import InputError
+from superres.models.resolve import at_precision
 from superres.precision import chosen_precision
+from superres.train.log import Log
 
 
 @dataclasses.dataclass
@@ -81,6 +79,15 @@ def strategy(replicas):
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(wanted)])
 
 
+def minimised(optimizer, loss):
+    """What a device differentiates: its part of the mean loss over all devices.
+
+    Keras's optimisers sum the gradients of the devices. In float16 the loss is scaled, too,
+    so that small gradients do not vanish; the optimiser takes that back.
+    """
+    return optimizer.scale_loss(loss / tf.distribute.get_strategy().num_replicas_in_sync)
+
+
 def run_folder(run, paper, preset):
     """Where a run lives."""
     return Path(run.folder or Path("runs") / paper / preset)
@@ -114,7 +121,6 @@ def fit(build, batches, validation, settings, *, run, paper, preset, epochs, ste
 
     keras.utils.set_random_seed(run.seed)
     precision = chosen_precision(run.precision)
-    keras.mixed_precision.set_dtype_policy(precision)
     distribution = strategy(run.replicas)
     if wrong := [step for step in run.snapshots if step % steps]:
         raise InputError(f"run.snapshots: {wrong[0]} does not end an epoch of {steps} steps")
@@ -122,7 +128,7 @@ def fit(build, batches, validation, settings, *, run, paper, preset, epochs, ste
         raise InputError(
             f"batch: {batches.batch} does not divide by {distribution.num_replicas_in_sync} replicas"
         )
-    with distribution.scope():
+    with distribution.scope(), _policy(precision):
         trainer = build()
         trainer.optimizer.build(trainer.network.trainable_variables)
 
@@ -158,83 +164,15 @@ def fit(build, batches, validation, settings, *, run, paper, preset, epochs, ste
     return folder
 
 
-class Log:
-    """The run's CSV, one row an epoch, which can be cut back to an earlier epoch."""
-
-    def __init__(self, path, key, better=max):
-        self.path, self.key, self.better = path, key, better
-        self.rows = []
-
-    def rewind(self, epochs):
-        """Read the rows of the first `epochs` epochs; later ones are forgotten."""
-        if self.path.exists():
-            with open(self.path, newline="") as file:
-                rows = [{k: int(v) if v.isdigit() else float(v) for k, v in row.items() if v}
-                        for row in csv.DictReader(file)]
-            self.rows = [row for row in rows if row["epoch"] <= epochs]
-
-    def add(self, row):
-        self.rows.append(row)
-        part = self.path.with_suffix(".part")
-        with open(part, "w", newline="") as file:
-            writer = csv.DictWriter(file, list(dict.fromkeys(k for row in self.rows for k in row)))
-            writer.writeheader()
-            writer.writerows(self.rows)
-        os.replace(part, self.path)
-
-    def stale(self, patience):
-        """Whether so many epochs brought no better validation score; 0: never."""
-        values = [row[self.key] for row in self.rows]
-        if not patience or not values:
-            return False
-        return len(values) - 1 - values.index(self.better(values)) >= patience
-
-    def is_best(self):
-        """Whether the last row is better than every row before it."""
-        *before, last = [row[self.key] for row in self.rows]
-        return last not in before and last == self.better(*before, last, last)
-
-
-class Validation:
-    """What judges the network after every epoch.
-
-    Called with the network, it returns a dict of scores and a picture of samples. The
-    best epoch is the one with the `better` (`max` or `min`) value of `key` in the log.
-    """
-
-    key, better = "epoch", staticmethod(max)  # the last one
-
-    def failure(self, row, before):
-        """What is wrong with a row of the log, given those before, and stops the training; None: nothing."""
-        wrong = [key for key, value in row.items() if not math.isfinite(value)]
-        return f"{wrong[0]} is {row[wrong[0]]} after epoch {row['epoch']}" if wrong else None
-
-    def draw(self, folder, rows):
-        """Draw into the run's folder, given all rows of the log, whatever shows its progress."""
-
-
-class PictureValidation(Validation):
-    """PSNR and SSIM of held-out pictures: list of (name, LR, HR), uint8."""
-
-    key = "val_psnr_y"
-
-    def __init__(self, pairs):
-        self.pairs = pairs
-
-    def __call__(self, network):
-        pictures = [resolve(network, lr) for _, lr, _ in self.pairs]
-        scores = [quality(hr, to_uint8(sr), hr.shape[0] // lr.shape[0])
-                  for (_, lr, hr), sr in zip(self.pairs, pictures, strict=True)]
-        contrasts = [sr.std() / to_float(hr).std()
-                     for (_, _, hr), sr in zip(self.pairs, pictures, strict=True) if hr.std() > 1]
-        contrast = np.mean(contrasts or 1)
-        if contrast < 0.1:
-            print(f"ALARM: the output is almost constant ({contrast:.0%} of the contrast of HR): "
-                  "check that LR and HR belong together")
-        sheet = contact_sheet([panels(lr, to_uint8(sr), hr)
-                               for (_, lr, hr), sr in zip(self.pairs[:4], pictures, strict=False)])
-        return {f"val_{key}": float(np.mean([score[key] for score in scores]))
-                for key in ("psnr_y", "ssim_y")}, sheet
+@contextlib.contextmanager
+def _policy(precision):
+    """Layers that are built within compute in this precision."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(precision)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
 
 
 class Keeper(keras.callbacks.Callback):
@@ -379,16 +317,6 @@ def save(network, path):
     part = path.with_name(f"part_{path.name}")
     network.save(part)
     os.replace(part, path)
-
-
-def panels(lr, sr, hr, size=192):
-    """Central crops of LR (pixels enlarged), bicubic, SR and HR, uint8."""
-    scale = hr.shape[0] // lr.shape[0]
-    crop = min(size, *hr.shape[:2]) // scale * scale
-    top, left = ((length - crop) // 2 // scale * scale for length in hr.shape[:2])
-    nearest = lr.repeat(scale, 0).repeat(scale, 1)
-    return [picture[top : top + crop, left : left + crop]
-            for picture in (nearest, imresize(lr, scale), sr, hr)]
 
 
 def _keep_settings(path, settings, begun):

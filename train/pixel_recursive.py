@@ -22,29 +22,32 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from superres.datasets.errors import InputError
+from superres.datasets.catalogue import has_corners
 from superres.datasets.pictures import write_picture
 from superres.datasets.thumbnails import Crop, Thumbnails, parts
-from superres.evaluate import (
+from superres.errors import InputError
+from superres.losses import cross_entropy
+from superres.metrics.thumbnails import (
     evaluate_thumbnails,
     likelihood,
     sample_quality,
     thumbnail_sheet,
     thumbnail_table,
 )
-from superres.losses import cross_entropy
 from superres.models import resolve
 from superres.models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
 from superres.models.sampler import Sampler
 from superres.train.loop import (
     RunSettings,
-    Validation,
     averaging,
     check_average,
     fit,
+    minimised,
     take_weights,
     weights_of,
 )
+from superres.train.optimisers import RMSprop
+from superres.train.validation import Validation
 
 
 @dataclasses.dataclass
@@ -170,29 +173,6 @@ PRESETS = {
 }
 
 
-class RMSprop(keras.optimizers.RMSprop):
-    """RMSProp whose mean squared gradient starts at `accumulator`.
-
-    TensorFlow 1 starts it at one, Keras at zero. From zero the first step is
-    1 / sqrt(1 - rho) times the learning rate, whatever the gradient; from one, steps grow
-    from learning rate times gradient, over a few hundred steps.
-
-        ms <- rho ms + (1 - rho) g^2;  m <- momentum m + lr g / sqrt(ms + epsilon);  w <- w - m
-    """
-
-    def __init__(self, *args, accumulator=1.0, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.accumulator = accumulator
-
-    def add_optimizer_variables(self, trainable_variables, name, initializer="zeros"):
-        if name == "velocity":
-            initializer = keras.initializers.Constant(self.accumulator)
-        return super().add_optimizer_variables(trainable_variables, name, initializer)
-
-    def get_config(self):
-        return {**super().get_config(), "accumulator": self.accumulator}
-
-
 class PixelRecursiveTrainer(keras.Model):
     """Trains `network` on batches (lr, hr).
 
@@ -216,9 +196,7 @@ class PixelRecursiveTrainer(keras.Model):
         lr, hr = batch
         with tf.GradientTape() as tape:
             loss, shown = self.losses_of(lr, hr)
-            # Gradients are summed over the replicas.
-            loss = loss / tf.distribute.get_strategy().num_replicas_in_sync
-            loss = self.optimizer.scale_loss(loss)  # in float16, small gradients would vanish
+            loss = minimised(self.optimizer, loss)
         variables = self.network.trainable_variables
         self.optimizer.apply(tape.gradient(loss, variables), variables)
         self.loss_metric.update_state(shown)
@@ -291,7 +269,8 @@ def split(settings):
     sides = zip(*(parts(source, data.held_out) for source in data.source), strict=True)
     train, rest = (
         Thumbnails(chain(*side), data.size, data.scale, channels=data.channels, crop=data.crop,
-                   batch=settings.batch, flip=data.flip, seed=settings.run.seed)
+                   batch=settings.batch, flip=data.flip, seed=settings.run.seed,
+                   corners=all(map(has_corners, data.source)))
         for side in sides
     )
     if len(rest) <= data.val_pictures:

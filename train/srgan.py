@@ -21,22 +21,24 @@ import keras
 import tensorflow as tf
 
 from superres.datasets.degradations import degraded
-from superres.datasets.errors import InputError
 from superres.datasets.patches import Patches, split
-from superres.evaluate import evaluate, table
+from superres.errors import InputError
 from superres.losses import Fidelity, Perceptual, grid, relativistic, standard, total_variation
+from superres.metrics.report import evaluate, table
 from superres.models import resolve
 from superres.models.srgan import discriminator, generator, start_as_interpolation
-from superres.train.gan import GANTrainer, GANValidation, penalised
+from superres.train.gan import GANTrainer, GANValidation, gradient_norm, penalised
 from superres.train.loop import (
-    PictureValidation,
     RunSettings,
     averaging,
     check_average,
     fit,
+    minimised,
     take_weights,
     weights_of,
 )
+from superres.train.optimisers import TwoPhases
+from superres.train.validation import PictureValidation
 
 
 @dataclasses.dataclass
@@ -184,10 +186,6 @@ class SRGANTrainer(GANTrainer):
 
     def train_step(self, batch):
         lr, (hr,) = batch
-        # Gradients are summed over the replicas; in float16, small ones would vanish.
-        share = 1 / tf.distribute.get_strategy().num_replicas_in_sync
-        share, discriminator_share = (
-            optimizer.scale_loss(share) for optimizer in (self.optimizer, self.discriminator_optimizer))
         with tf.GradientTape() as tape, tf.GradientTape() as discriminator_tape:
             sr = self.network(lr, training=not (self.playing and self.frozen_norm))
             terms = self.terms if self.playing else {"pixel": (1, self.terms["pixel"][1])}
@@ -198,11 +196,12 @@ class SRGANTrainer(GANTrainer):
                 fake = self.discriminator(sr, training=True)
                 shown["adversarial"], shown["discriminator"] = map(tf.reduce_mean, self.game(real, fake))
                 loss += self.adversarial * shown["adversarial"]
-                discriminator_loss = discriminator_share * shown["discriminator"]
+                discriminator_loss = shown["discriminator"]
                 if self.r1:
                     shown["r1"] = penalty
-                    discriminator_loss += discriminator_share * self.r1 * penalty
-            generator_loss = share * loss
+                    discriminator_loss += self.r1 * penalty
+                discriminator_loss = minimised(self.discriminator_optimizer, discriminator_loss)
+            generator_loss = minimised(self.optimizer, loss)
         shown["loss"] = loss
 
         # Both networks answer to each other as they were: one pass through the discriminator
@@ -214,9 +213,8 @@ class SRGANTrainer(GANTrainer):
             other_gradients = discriminator_tape.gradient(discriminator_loss, others)
             self.discriminator_optimizer.apply(other_gradients, others)
             shown["accuracy"] = tf.reduce_mean(tf.cast(real > fake, "float32"))
-            shown["discriminator_gradient"] = (
-                tf.linalg.global_norm(other_gradients) / discriminator_share)
-        shown["generator_gradient"] = tf.linalg.global_norm(gradients) / share  # of this device's pictures
+            shown["discriminator_gradient"] = gradient_norm(self.discriminator_optimizer, other_gradients)
+        shown["generator_gradient"] = gradient_norm(self.optimizer, gradients)
         self.optimizer.apply(gradients, variables)
         return self.averaged(shown)
 
@@ -233,27 +231,6 @@ class Phases(keras.callbacks.Callback):
         if playing != self.model.playing:
             self.model.playing = playing
             self.model.make_train_function(force=True)
-
-
-@keras.saving.register_keras_serializable(package="superres")
-class TwoPhases(keras.optimizers.schedules.LearningRateSchedule):
-    """One schedule for the first steps, another, which starts from zero, for the others."""
-
-    def __init__(self, first, second, steps):
-        self.first, self.second, self.steps = first, second, steps
-
-    def __call__(self, step):
-        first = self.first(keras.ops.minimum(step, self.steps))
-        return keras.ops.where(step < self.steps, first, self.second(keras.ops.maximum(step - self.steps, 0)))
-
-    def get_config(self):
-        serialize = keras.optimizers.schedules.serialize
-        return {"first": serialize(self.first), "second": serialize(self.second), "steps": self.steps}
-
-    @classmethod
-    def from_config(cls, config):
-        deserialize = keras.optimizers.schedules.deserialize
-        return cls(deserialize(config["first"]), deserialize(config["second"]), config["steps"])
 
 
 def schedules(settings):

@@ -21,29 +21,29 @@ import dataclasses
 from typing import Literal
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from superres.datasets.degradations import degraded
-from superres.datasets.errors import InputError
-from superres.datasets.patches import Patches, split
-from superres.evaluate import evaluate, table
+from superres.datasets.patches import NoisyPatches, split
+from superres.errors import InputError
 from superres.layers import NoiseInjection
 from superres.losses import Fidelity, PerceptualEnergy, energy_score, relativistic
+from superres.metrics.report import evaluate, table
 from superres.models import resolve
 from superres.models.srmap import CRITIC_WIDTHS, SIZES, crop_of, discriminator, generator
-from superres.train.gan import GANTrainer, GANValidation, TrainingSamples, penalised
+from superres.train.gan import GANTrainer, GANValidation, TrainingSamples, gradient_norm, penalised
 from superres.train.loop import (
-    PictureValidation,
     RunSettings,
     averaging,
     check_average,
     device_count,
     fit,
+    minimised,
     run_folder,
     take_weights,
     weights_of,
 )
+from superres.train.validation import PictureValidation
 
 
 @dataclasses.dataclass
@@ -152,15 +152,6 @@ PRESETS = {
 }
 
 
-class NoisyPatches(Patches):
-    """`Patches` with seeds for the noise: batches ((lr, seeds (B, 2) int32), (hr,))."""
-
-    def __getitem__(self, number):
-        lr, targets = super().__getitem__(number)
-        seeds = np.random.default_rng((self.seed, number, 1)).integers(2**31, size=(self.batch, 2))
-        return (lr, seeds.astype("int32")), targets
-
-
 class SRMAPTrainer(GANTrainer):
     """Trains `network`, the generator, and `discriminator` on batches ((lr, seeds), (hr,)).
 
@@ -232,24 +223,21 @@ class SRMAPTrainer(GANTrainer):
             sums = new if sums is None else tf.nest.map_structure(tf.add, sums, new)
         shown, gradients = sums
         if self.discriminator:
-            # As seen on this device's pictures; both networks answer to each other as they were.
-            share = 1 / tf.distribute.get_strategy().num_replicas_in_sync
+            # Both networks answer to each other as they were.
             optimizers = {"generator": self.optimizer, "discriminator": self.discriminator_optimizer}
             for (name, optimizer), of_one in zip(optimizers.items(), gradients, strict=True):
-                shown[f"{name}_gradient"] = tf.linalg.global_norm(of_one) / optimizer.scale_loss(share)
+                shown[f"{name}_gradient"] = gradient_norm(optimizer, of_one)
             self.discriminator_optimizer.apply(gradients[1], self.discriminator.trainable_variables)
         self.optimizer.apply(gradients[0], self.network.trainable_variables)
         return self.averaged(shown)
 
     def _gradients(self, lr, seeds, hr):
         """What a part of the batch adds to the terms, and to the gradients of each network."""
-        # Optimisers sum over the devices; in float16, small gradients would vanish.
-        share = 1 / (self.parts * tf.distribute.get_strategy().num_replicas_in_sync)
         # Half of the pictures train one network, half the other.
         half, other = (slice(i, None, 2 if self.discriminator else 1) for i in (0, 1))
         with tf.GradientTape() as tape:
             loss, shown, sr = self.generator_loss(lr[half], seeds[half], hr[half])
-            scaled = self.optimizer.scale_loss(share * loss)
+            scaled = minimised(self.optimizer, loss / self.parts)
         shown["loss"] = loss
         gradients = [tape.gradient(scaled, self.network.trainable_variables)]
         if self.discriminator:
@@ -257,7 +245,7 @@ class SRMAPTrainer(GANTrainer):
                 sr = self.sample(lr[other], seeds[other, 0])
             with tf.GradientTape() as tape:
                 loss, more = self.discriminator_loss(tf.stop_gradient(sr), hr[other])
-                scaled = self.discriminator_optimizer.scale_loss(share * loss)
+                scaled = minimised(self.discriminator_optimizer, loss / self.parts)
             shown |= more
             gradients.append(tape.gradient(scaled, self.discriminator.trainable_variables))
         return tf.nest.map_structure(lambda x: x / self.parts, shown), gradients

@@ -1,0 +1,136 @@
+"""Measuring networks of any size: on pictures, beside bicubic interpolation, as a table and a figure."""
+
+import time
+
+import numpy as np
+
+from superres.datasets.degradations import imresize
+from superres.datasets.pictures import to_uint8
+from superres.metrics.image import quality
+from superres.metrics.perceptual import diversity_score
+from superres.models import resolve
+
+# Heading and format of every measure, as far as it is measured.
+COLUMNS = {"psnr_y": ("PSNR-Y", ".2f"), "ssim_y": ("SSIM-Y", ".4f"), "psnr_rgb": ("PSNR-RGB", ".2f"),
+           "lr_psnr": ("LR-PSNR", ".2f"), "lr_psnr_worst": ("worst", ".2f"),
+           "lr_psnr_pooled": ("pooled", ".2f"), "colour_error": ("colour", ".2f"), "lpips": ("LPIPS", ".4f"),
+           "squeezenet_distance": ("Squeeze*", ".4f"), "diversity_score": ("S", ".2f")}
+
+
+def evaluate(network, pairs, distances=None, samples=1, temperature=1.0, seed=0, ensemble=False):
+    """Measure a network on (name, lr, hr) triples, uint8.
+
+    Args:
+        distances: Dict of name -> function of (HR, SR), measured too, such as
+            `metrics.perceptual.LPIPS`.
+        samples: How many pictures a network with noise draws of each LR, from the seeds
+            `seed`, `seed` + 1 and so on. Measures are means over them.
+        temperature: What the noise is multiplied by.
+        ensemble: Measure the mean over turns and flips, see `models.resolve.resolve`.
+
+    Returns:
+        A dict of `mean` and `bicubic`, each holding what `metrics.quality` gives, the
+        distances and `seconds` a picture, `mpixel_per_second` (of HR), and
+        `pictures`: a list of the same with `name`, and the same under `bicubic`. Networks
+        with noise have also `lr_psnr_worst`, `lr_psnr_pooled` (the PSNR of the mean squared
+        error) and, where there are several samples and a distance, `diversity_score`, by the
+        first distance.
+    """
+    scale, drawn = resolve.scale_of(network), resolve.stochastic(network)
+    methods = {
+        "network": lambda lr: [resolve.resolve(network, lr, temperature, seed + k, ensemble=ensemble)
+                               for k in range(samples if drawn else 1)],
+        "bicubic": lambda lr: [imresize(lr, scale)],
+    }
+    pictures = []
+    for name, lr, hr in pairs:
+        row = {"name": name, "megapixels": hr.shape[0] * hr.shape[1] / 1e6}
+        for method, upscale in methods.items():
+            if not pictures:  # compile, for one size and then for any
+                upscale(lr)
+                upscale(lr[:8])
+            start = time.perf_counter()
+            drawings = upscale(lr)
+            seconds = (time.perf_counter() - start) / len(drawings)
+            drawings = [to_uint8(sr) for sr in drawings]
+            scores = [{**quality(hr, sr, scale),
+                       **{key: distance(hr, sr) for key, distance in (distances or {}).items()}}
+                      for sr in drawings]
+            row[method] = {**average(scores, drawn), "seconds": seconds}
+            if drawn and samples > 1 and distances:
+                distance = next(iter(distances.values()))
+                maps = [distance.map(hr, sr) for sr in drawings]
+                row[method]["diversity_score"] = diversity_score(maps)
+        pictures.append({**row.pop("network"), **row})
+    megapixels = sum(p["megapixels"] for p in pictures)
+
+    def mean(rows):
+        rows = [{key: row[key] for key in pictures[0]["bicubic"]} for row in rows]
+        speed = megapixels / sum(row["seconds"] for row in rows)
+        return {**average(rows, drawn), "mpixel_per_second": speed}
+
+    return {"mean": mean(pictures), "bicubic": mean([p["bicubic"] for p in pictures]),
+            "pictures": pictures}
+
+
+def average(rows, drawn=False):
+    """Means of dicts of finite measures; of drawn ones also the worst LR-PSNR and that of the mean error."""
+    result = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
+    if drawn:
+        worst = [row.get("lr_psnr_worst", row["lr_psnr"]) for row in rows]
+        pooled = [10 ** (-row.get("lr_psnr_pooled", row["lr_psnr"]) / 10) for row in rows]
+        result["lr_psnr_worst"] = min(worst)
+        result["lr_psnr_pooled"] = float(-10 * np.log10(np.mean(pooled)))
+    return result
+
+
+def table(result):
+    """The result as text, one line a picture and method."""
+    columns = {key: column for key, column in COLUMNS.items() if key in result["bicubic"]}
+    headings = "".join(f"{heading:>9}" for heading, _ in columns.values())
+    lines = [f"{'picture':24} {'':8}{headings}{'MP/s':>9}"]
+    for row in (*result["pictures"], {"name": "mean", **result["mean"], "bicubic": result["bicubic"]}):
+        for label, values in (("network", row), ("bicubic", row["bicubic"])):
+            speed = values.get("mpixel_per_second") or row["megapixels"] / values["seconds"]
+            cells = "".join(f"{values[key]:>9{spec}}" for key, (_, spec) in columns.items())
+            lines.append(f"{row['name'][:24] if label == 'network' else '':24} {label:8}{cells}{speed:9.2f}")
+    if "squeezenet_distance" in columns:
+        lines.append("* SqueezeNet distance, uncalibrated")
+    return "\n".join(lines)
+
+
+def figure(network, pairs, temperature=1.0, seed=0, size=96, ensemble=False):
+    """Crops of LR, bicubic, SR and HR side by side, up to eight pictures: a matplotlib figure."""
+    import matplotlib.pyplot as plt
+
+    scale = resolve.scale_of(network)
+    pairs = pairs[:8]
+    sheet, axes = plt.subplots(len(pairs), 4, figsize=(10, 2.6 * len(pairs)), squeeze=False)
+    for row, (name, lr, hr) in zip(axes, pairs, strict=True):
+        sr = to_uint8(resolve.resolve(network, lr, temperature, seed, ensemble=ensemble))
+        bicubic = imresize(lr, scale)
+        crop = min(size, *hr.shape[:2]) // scale
+        top, left = busiest(lr, crop)
+        panels = [("LR", lr, None)] + [
+            (label, picture, quality(hr, picture, scale)["psnr_y"] if label != "HR" else None)
+            for label, picture in (("bicubic", bicubic), ("SR", sr), ("HR", hr))
+        ]
+        for axis, (label, picture, decibels) in zip(row, panels, strict=True):
+            f = 1 if label == "LR" else scale
+            window = picture[top * f : (top + crop) * f, left * f : (left + crop) * f]
+            axis.imshow(window.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            title = f"{name} {label}" if decibels is None else f"{label} {decibels:.2f} dB"
+            axis.set_title(title, fontsize=9)
+            axis.axis("off")
+    sheet.tight_layout()
+    return sheet
+
+
+def busiest(lr, crop):
+    """Top-left corner of the square of `crop` LR pixels with the strongest edges."""
+    grey = np.pad(lr.mean(-1), 1, "edge")
+    edges = np.hypot(grey[2:, 1:-1] - grey[:-2, 1:-1], grey[1:-1, 2:] - grey[1:-1, :-2])
+    rows = range(0, lr.shape[0] - crop + 1, max(1, crop // 4))
+    columns = range(0, lr.shape[1] - crop + 1, max(1, crop // 4))
+    return max(((y, x) for y in rows for x in columns),
+               key=lambda at: edges[at[0] : at[0] + crop, at[1] : at[1] + crop].sum())

@@ -1,0 +1,62 @@
+"""What judges a network after every epoch, and draws it."""
+
+import math
+
+import numpy as np
+
+from superres.datasets.degradations import imresize
+from superres.datasets.pictures import contact_sheet, to_float, to_uint8
+from superres.metrics.image import quality
+from superres.models.resolve import resolve
+
+
+class Validation:
+    """What judges the network after every epoch.
+
+    Called with the network, it returns a dict of scores and a picture of samples. The
+    best epoch is the one with the `better` (`max` or `min`) value of `key` in the log.
+    """
+
+    key, better = "epoch", staticmethod(max)  # the last one
+
+    def failure(self, row, before):
+        """What is wrong with a row of the log, given those before, and stops the training; None: nothing."""
+        wrong = [key for key, value in row.items() if not math.isfinite(value)]
+        return f"{wrong[0]} is {row[wrong[0]]} after epoch {row['epoch']}" if wrong else None
+
+    def draw(self, folder, rows):
+        """Draw into the run's folder, given all rows of the log, whatever shows its progress."""
+
+
+class PictureValidation(Validation):
+    """PSNR and SSIM of held-out pictures: list of (name, LR, HR), uint8."""
+
+    key = "val_psnr_y"
+
+    def __init__(self, pairs):
+        self.pairs = pairs
+
+    def __call__(self, network):
+        pictures = [resolve(network, lr) for _, lr, _ in self.pairs]
+        scores = [quality(hr, to_uint8(sr), hr.shape[0] // lr.shape[0])
+                  for (_, lr, hr), sr in zip(self.pairs, pictures, strict=True)]
+        contrasts = [sr.std() / to_float(hr).std()
+                     for (_, _, hr), sr in zip(self.pairs, pictures, strict=True) if hr.std() > 1]
+        contrast = np.mean(contrasts or 1)
+        if contrast < 0.1:
+            print(f"ALARM: the output is almost constant ({contrast:.0%} of the contrast of HR): "
+                  "check that LR and HR belong together")
+        sheet = contact_sheet([panels(lr, to_uint8(sr), hr)
+                               for (_, lr, hr), sr in zip(self.pairs[:4], pictures, strict=False)])
+        return {f"val_{key}": float(np.mean([score[key] for score in scores]))
+                for key in ("psnr_y", "ssim_y")}, sheet
+
+
+def panels(lr, sr, hr, size=192):
+    """Central crops of LR (pixels enlarged), bicubic, SR and HR, uint8."""
+    scale = hr.shape[0] // lr.shape[0]
+    crop = min(size, *hr.shape[:2]) // scale * scale
+    top, left = ((length - crop) // 2 // scale * scale for length in hr.shape[:2])
+    nearest = lr.repeat(scale, 0).repeat(scale, 1)
+    return [picture[top : top + crop, left : left + crop]
+            for picture in (nearest, imresize(lr, scale), sr, hr)]

@@ -90,10 +90,10 @@ def vgg(layer, weights="imagenet", activated=True):
         raise InputError(f"{kind} has no layer {layer}; expected one of {', '.join(names)}")
     names = names[: names.index(layer) + 1]
     x = inputs = keras.Input((None, None, 3))
-    for before, name in zip([names[0], *names], names, strict=False):
+    for name in names:
         block = int(name[5])
         # The loss is computed in float32 whatever precision the network has.
-        if before[5] != name[5]:
+        if block > 1 and name.endswith("_conv1"):
             x = keras.layers.MaxPooling2D(2, dtype="float32", name=f"block{block - 1}_pool")(x)
         activation = "relu" if activated or name != layer else None
         x = keras.layers.Conv2D(_FILTERS[block - 1], 3, padding="same", activation=activation, name=name,

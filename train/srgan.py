@@ -109,8 +109,7 @@ class Settings:
 
     # Optimisation (5.2)
     start: str = ""
-    """A saved generator to start from; with --warm-up 0,
-    the game begins at once."""
+    """A saved generator to start from; with --warm-up 0, the game begins at once."""
     start_partial: bool = False
     """Start from a generator that has only a part of the layers, such as one of another scale."""
     scratch: bool = False

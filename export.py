@@ -247,7 +247,7 @@ def export(model, folder, name, version, precision="float32"):
     """
     if not 0 < version < 2**63:
         raise InputError(f"--version: expected a positive integer of 64 bits, found {version}")
-    config = read_config(Path(folder, "superres.models.config"))
+    config = read_config(Path(folder, "models.config"))
     network = load(model, precision)
     name = Path(model).stem if name is None else name
     if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
@@ -273,7 +273,7 @@ def export(model, folder, name, version, precision="float32"):
         )
         part = Path(folder, ".models.config.part")
         part.write_text(text_format.MessageToString(config))
-        os.replace(part, Path(folder, "superres.models.config"))
+        os.replace(part, Path(folder, "models.config"))
     return target, name, draws(network) or stochastic(network)
 
 

@@ -293,7 +293,7 @@ def test_warm_up_requests_name_every_signature_and_run(served, loaded):
 
 
 def read_config(folder):
-    text = (folder / "superres.models.config").read_text()
+    text = (folder / "models.config").read_text()
     config = text_format.Parse(text, model_server_config_pb2.ModelServerConfig())
     return {entry.name: entry for entry in config.model_config_list.config}
 
@@ -312,7 +312,7 @@ def test_models_config_keeps_what_was_written_by_hand(models, tmp_path, monkeypa
         'model_config_list { config { name: "x2" base_path: "/models/x2" model_platform: "tensorflow" '
         "model_version_policy { all {} } } }"
     )
-    (tmp_path / "superres.models.config").write_text(by_hand)
+    (tmp_path / "models.config").write_text(by_hand)
     export.export(models / "x2.keras", tmp_path, "x2", 2)
     assert read_config(tmp_path)["x2"].model_version_policy.HasField("all")
     export.export(models / "rgb.keras", tmp_path, "rgb", 1)
@@ -321,10 +321,10 @@ def test_models_config_keeps_what_was_written_by_hand(models, tmp_path, monkeypa
 
 
 def test_a_broken_models_config_is_left_alone(models, tmp_path):
-    (tmp_path / "superres.models.config").write_text("model_config_list {")
+    (tmp_path / "models.config").write_text("model_config_list {")
     with pytest.raises(InputError, match=r"models\.config: not a model_config_list"):
         export.export(models / "x2.keras", tmp_path, "x2", 1)
-    assert [path.name for path in tmp_path.iterdir()] == ["superres.models.config"]
+    assert [path.name for path in tmp_path.iterdir()] == ["models.config"]
 
 
 def test_refuses_what_it_cannot_export(models, served, tmp_path):

@@ -40,8 +40,7 @@ from superres.errors import InputError
 from superres.metrics.perceptual import LPIPS, SqueezeNetDistance
 from superres.metrics.report import evaluate, figure, table
 from superres.metrics.thumbnails import evaluate_thumbnails, thumbnail_sheet, thumbnail_table
-from superres.models import resolve
-from superres.models.sampler import check_sampling
+from superres.models.upscaler import load_blended
 from superres.precision import chosen_precision
 
 
@@ -50,7 +49,7 @@ def main(
     /,
     data: str = "photos",
     against: str = "",
-    degradation: Literal["bicubic", "realworld"] = "bicubic",
+    degradation: Literal["bicubic", "realworld"] | None = None,
     limit: int | None = None,
     json_file: Annotated[str | None, tyro.conf.arg(name="json")] = None,
     figure_file: Annotated[str | None, tyro.conf.arg(name="figure")] = None,
@@ -60,11 +59,11 @@ def main(
     ensemble: bool = False,
     lpips: str = "",
     squeezenet: str = "",
-    crop: Crop = "centre",
+    crop: Crop | None = None,
     held_out: int | None = None,
-    samples: int = 1,
-    temperature: float = 1.0,
-    seed: int = 0,
+    samples: int | None = None,
+    temperature: float | None = None,
+    seed: int | None = None,
 ):
     """Measure a trained network on pictures, beside bicubic interpolation.
 
@@ -73,7 +72,7 @@ def main(
         data: A folder of HR pictures or a name of the catalogue (its test split).
         against: What the network was trained on, a folder or a name (its training split): warn of
             every picture that looks like one of it, at another size or compression too.
-        degradation: How LR is made: MATLAB's bicubic, or random blur kernels.
+        degradation: How LR is made: MATLAB's bicubic (unless given), or random blur kernels.
         limit: Measure only so many pictures.
         json_file: Write all figures to this file.
         figure_file: Draw crops of LR, bicubic, SR and HR to this file.
@@ -85,12 +84,14 @@ def main(
             file (.pth); needs `pip install lpips`.
         squeezenet: Also measure the SqueezeNet distance, uncalibrated, with Keras's weights of
             SqueezeNet 1.1 without its top in this file (.h5).
-        crop: Networks of one size: the square that is cut out of a picture.
+        crop: Networks of one size: the square that is cut out of a picture, the largest in the middle
+            unless given.
         held_out: Networks of one size: measure one picture of a folder in so many, as training
             holds them out; the others are the known ones of nearest neighbour.
-        samples: Networks that draw samples: how many for each picture.
-        temperature: Networks that draw samples: what the noise is multiplied by, or the logits.
-        seed: Networks that draw samples: of the samples.
+        samples: Networks that draw samples: how many for each picture; 1 unless given.
+        temperature: Networks that draw samples: what the noise is multiplied by, or the logits; 1
+            unless given.
+        seed: Networks that draw samples: of the samples; 0 unless given.
     """
     if limit is not None and limit < 1:
         raise InputError(f"--limit: must be at least 1, not {limit}")
@@ -104,39 +105,34 @@ def main(
         distances["lpips"] = LPIPS(lpips)
     if squeezenet:
         distances["squeezenet_distance"] = SqueezeNetDistance(squeezenet)
-    network = resolve.load_blended(model, chosen_precision(precision), blend, blend_with)
-    scale, size = resolve.scale_of(network), resolve.lr_size(network)
-    if ensemble:
-        resolve.check_ensemble(network)
-    if size:
-        check_sampling(samples, temperature, seed)
-        if degradation != "bicubic":
-            raise InputError(f"--degradation: {degradation} is not what networks of one size are for")
-        if distances:
-            raise InputError("--lpips, --squeezenet: pictures of networks of one size are too small")
-        if against:
-            raise InputError("--against: not for networks of one size")
+    network = load_blended(model, chosen_precision(precision), blend, blend_with)
+    network.check(samples, temperature, seed, ensemble=ensemble, crop=crop)
+    network.refuse("of one size", held_out=held_out)
+    network.refuse("of any size", degradation=degradation, against=against, lpips=lpips,
+                   squeezenet=squeezenet)
+    drawing = {"samples": samples, "temperature": temperature, "seed": seed}
+    if network.lr_size:
         if held_out is not None and (held_out < 2 or not Path(data).is_dir()):
             raise InputError("--held-out: takes a number from 2 on, and --data a folder")
         known, examples = parts(data, held_out)
-        arguments = {"channels": network.inputs[0].shape[-1], "crop": crop, "corners": has_corners(data)}
-        pictures = Thumbnails(islice(examples, limit), size, scale, **arguments)
-        known = Thumbnails(known, size, scale, **arguments) if held_out else None
-        result, drawn = evaluate_thumbnails(network, pictures, known, samples, temperature, seed)
+        size, arguments = network.lr_size, {"channels": network.channels, "crop": crop or "centre",
+                                            "corners": has_corners(data)}
+        pictures = Thumbnails(islice(examples, limit), size, network.scale, **arguments)
+        known = Thumbnails(known, size, network.scale, **arguments) if held_out else None
+        result, drawn = evaluate_thumbnails(network, pictures, known, **drawing)
         print(thumbnail_table(result))
         if figure_file:
             _write_sheet(figure_file, thumbnail_sheet(pictures, drawn))
     else:
-        if resolve.stochastic(network):
-            check_sampling(samples, temperature, seed, noise=True)
-        pairs = list(degraded(load(data, "test", limit), scale, degradation))
+        pairs = list(degraded(load(data, "test", limit), network.scale, degradation or "bicubic"))
         if against:
             warn_of_likenesses([(name, hr) for name, _, hr in pairs],
                                ((example.name, example.hr) for example in load(against)))
-        result = evaluate(network, pairs, distances, samples, temperature, seed, ensemble)
+        result = evaluate(network, pairs, distances, ensemble=ensemble, **drawing)
         print(table(result))
         if figure_file:
-            figure(network, pairs, temperature, seed, ensemble=ensemble).savefig(figure_file, dpi=110)
+            sheet = figure(network, pairs, temperature=temperature, seed=seed, ensemble=ensemble)
+            sheet.savefig(figure_file, dpi=110)
     if json_file:
         Path(json_file).write_text(json.dumps(_finite(result), indent=1))
 

@@ -50,20 +50,22 @@ from tensorflow_serving.config import model_server_config_pb2
 from superres.datasets.color import rgb_to_ycbcr, ycbcr_to_rgb
 from superres.errors import InputError
 from superres.layers import BicubicUpsampling2D
-from superres.models.resolve import SMALLEST, load, lr_size, scale_of, stochastic
-from superres.models.sampler import Sampler, draws
+from superres.models.sampler import Sampler
+from superres.models.upscaler import SMALLEST, load
 
 MOUNT = "/models"  # where the server finds the folder
 
 
-def sampler(network):
-    """`models.sampler.Sampler` with noise from a seed.
+def sampled(network):
+    """A `ThumbnailUpscaler` as TensorFlow operations, with noise from a seed.
 
     Returns:
-        Function (lr (B, h, w, C), temperature (B,), seed (B,)) -> (B, H, W, C) float32 in
-        [0, 1]. Each picture depends on its own inputs only, so that a server may put
-        requests together.
+        Function of (lr (B, h, w, C), temperature (B,), seed (B,)), or of lr alone where the
+        network draws nothing, -> (B, H, W, C) float32 in [0, 1]. Each image depends on its own
+        inputs only, so that a server may put requests together.
     """
+    if not network.draws_samples:
+        return lambda lr: tf.clip_by_value(network(lr, training=False), 0, 1)
     # XLA is left out: a server need not have it.
     model = Sampler(network, jit_compile=False)
     size = network.outputs[0].shape[1:4]
@@ -79,33 +81,26 @@ def sampler(network):
     return upscale
 
 
-def upscaler(network):
-    """`models.resolve.resolve` as TensorFlow operations, for a batch of RGB pictures.
+def computed(network):
+    """An `Upscaler` of images of any size as TensorFlow operations, for a batch of RGB images.
 
     Returns:
-        Function (B, H, W, 3) -> (B, sH, sW, 3), float32 in [0, 1], clipped; with a
-        `stochastic` network, of (lr, temperature (B,), seed (B,)). With a network of one
-        size, pictures have its size and channels.
+        Function of (lr (B, H, W, 3)), and (temperature (B,), seed (B,)) where the network
+        draws samples, -> (B, sH, sW, 3), float32 in [0, 1], clipped.
     """
-    scale, luminance = scale_of(network), network.inputs[0].shape[-1] == 1
+    scale = network.scale
     bicubic = BicubicUpsampling2D(scale, dtype="float32")
 
     def run(lr, temperature=None, seed=None):
-        inputs = lr
-        if stochastic(network):
-            origin = tf.zeros((tf.shape(lr)[0], 2), "int32")
-            inputs = [lr, seed, temperature, origin]
-        return keras.tree.flatten(network(inputs, training=False))[-1]
-
-    if lr_size(network):
-        return lambda lr: tf.clip_by_value(run(lr), 0, 1)
+        origin = tf.zeros((tf.shape(lr)[0], 2), "int32")
+        return keras.tree.flatten(network(network.feed(lr, temperature, seed, origin), training=False))[-1]
 
     @tf.function(autograph=False)  # once in the SavedModel, whichever signatures call it
     def upscale(lr, *noise):
         height, width = tf.shape(lr)[1], tf.shape(lr)[2]
         for axis in (1, 2):
             lr = continued(lr, axis)
-        if luminance:
+        if network.channels == 1:
             ycbcr = converted(lr, rgb_to_ycbcr)
             y, cbcr = run(ycbcr[..., :1], *noise), bicubic(ycbcr[..., 1:])
             sr = converted(tf.concat([y, cbcr], -1), ycbcr_to_rgb)
@@ -137,10 +132,10 @@ def signatures(network):
     Returns:
         Dict of name -> (function, list of the `tf.TensorSpec` of its inputs).
     """
-    size, extra = lr_size(network), []
-    channels = network.inputs[0].shape[-1] if size else 3
-    upscale = sampler(network) if draws(network) else upscaler(network)
-    if draws(network) or stochastic(network):
+    size, extra = network.lr_size, []
+    channels = network.channels if size else 3
+    upscale = sampled(network) if size else computed(network)
+    if network.draws_samples:
         extra = [tf.TensorSpec((None,), "float32", "temperature"), tf.TensorSpec((None,), "int32", "seed")]
 
     def floats(lr, *rest):
@@ -184,7 +179,7 @@ def signatures(network):
         "uint8": (integers, [tf.TensorSpec(shape, "uint8", "lr"), *extra]),
         "image_bytes": (files, [tf.TensorSpec((None,), "string", "image_bytes"), *extra]),
     }
-    if stochastic(network):
+    if network.draws_samples and not size:
         count = tf.TensorSpec((), "int32", "count")
         entries["samples"] = several, [tf.TensorSpec(shape, "float32", "lr"), *extra, count]
     return entries
@@ -274,7 +269,7 @@ def export(model, folder, name, version, precision="float32"):
         part = Path(folder, ".models.config.part")
         part.write_text(text_format.MessageToString(config))
         os.replace(part, Path(folder, "models.config"))
-    return target, name, draws(network) or stochastic(network)
+    return target, name, network.draws_samples
 
 
 def main(

@@ -29,12 +29,10 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from superres.datasets.degradations import imresize
-from superres.datasets.pictures import Picture, list_pictures, read_picture, to_uint8, write_picture
-from superres.datasets.thumbnails import Crop, thumbnail
+from superres.datasets.pictures import list_pictures, read_picture, to_uint8, write_picture
+from superres.datasets.thumbnails import Crop
 from superres.errors import InputError
-from superres.models import resolve
-from superres.models.sampler import Sampler, check_sampling
+from superres.models.upscaler import load_blended
 from superres.precision import chosen_precision
 
 
@@ -67,15 +65,6 @@ def destinations(inputs, folder, scale):
     return jobs
 
 
-def upscale(network, picture, tile=256, progress=None, overlap=None, temperature=1.0, seed=0,
-            ensemble=False):
-    """Upscale a `Picture`; alpha goes through bicubic interpolation."""
-    pixels = resolve.resolve_tiled(network, picture.pixels, tile, progress, overlap, temperature, seed,
-                                   ensemble)
-    alpha = picture.alpha
-    return Picture(pixels, None if alpha is None else imresize(alpha, resolve.scale_of(network)))
-
-
 def stochasticity_map(samples):
     """Where samples (H, W, C) uint8 differ: their standard deviation, (H, W, 1) uint8.
 
@@ -98,11 +87,11 @@ def main(
     blend: float = 0.0,
     blend_with: str = "",
     ensemble: bool = False,
-    tile: int = 256,
-    crop: Crop = "centre",
-    samples: int = 1,
-    temperature: float = 1.0,
-    seed: int = 0,
+    tile: int | None = None,
+    crop: Crop | None = None,
+    samples: int | None = None,
+    temperature: float | None = None,
+    seed: int | None = None,
     stochasticity: bool = False,
 ):
     """Upscale photographs with a trained network.
@@ -117,36 +106,31 @@ def main(
         blend_with: Another network of the same structure, such as srresnet for srgan.
         ensemble: Take the mean over the picture's eight turns and flips: about 0.1 dB better, in eight
             times the time.
-        tile: Size in LR pixels of the square computed at a time; memory grows with it.
-        crop: Networks of one size: the square that is cut out, the largest in the middle or the
-            face of an aligned CelebA picture.
-        samples: Networks that draw samples: how many, NAME_xSCALE_1.png and so on.
+        tile: Networks of any size: the square computed at a time, in LR pixels, 256 unless given; memory
+            grows with it.
+        crop: Networks of one size: the square that is cut out, the largest in the middle (unless
+            given) or the face of an aligned CelebA picture.
+        samples: Networks that draw samples: how many, NAME_xSCALE_1.png and so on; 1 unless given.
         temperature: Networks that draw samples: what the noise is multiplied by, 0 for none; or, of
-            networks of one size, the logits: 1 samples the model, more is sharper, inf takes
-            the most probable value.
-        seed: Networks that draw samples: another seed draws others.
+            networks of one size, the logits: more than 1 is sharper, inf takes the most probable
+            value. 1, the model itself, unless given.
+        seed: Networks that draw samples: another seed draws others; 0 unless given.
         stochasticity: Networks with noise: also write NAME_xSCALE_std.png, the samples' standard
             deviation at each pixel, the brighter the more, the brightest 1 % white.
     """
-    if tile < 1:
-        raise InputError(f"tile: must be at least 1, not {tile}")
     if not inputs:
         raise InputError("nothing to upscale: name picture files, folders or patterns")
-    network = resolve.load_blended(model, chosen_precision(precision), blend, blend_with)
-    size, noise = resolve.lr_size(network), resolve.stochastic(network)
-    if ensemble:
-        resolve.check_ensemble(network)
-    check_sampling(samples, temperature, seed, noise)
-    if stochasticity and (not noise or samples < 2):
-        raise InputError("--stochasticity: needs a network with noise, and --samples 2 or more")
-    if not noise and not size:
-        samples = 1
-    jobs = destinations(inputs, output, resolve.scale_of(network))
+    network = load_blended(model, chosen_precision(precision), blend, blend_with)
+    network.check(samples, temperature, seed, tile, ensemble, crop)
+    network.refuse("with noise", stochasticity=stochasticity)
+    tile = tile or (None if network.lr_size else 256)
+    if stochasticity and (samples or 1) < 2:
+        raise InputError("--stochasticity: needs --samples 2 or more")
+    jobs = destinations(inputs, output, network.scale)
     try:
         Path(output).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{output}: cannot be made a folder ({error.strerror})") from None
-    sampler, overlap = (Sampler(network), None) if size else (None, resolve.reach(network))
     failed = 0
     for number, (source, destination) in enumerate(jobs, start=1):
         try:
@@ -156,27 +140,20 @@ def main(
             failed += 1
             continue
         destination.parent.mkdir(parents=True, exist_ok=True)
-        if size:
-            lr = thumbnail(picture.pixels, size, network.inputs[0].shape[-1], crop)
-            drawn = sampler.sample(lr[None], temperature, seed, samples)[:, 0]
-            for k, result in enumerate(drawn, start=1):
-                stem = f"{destination.stem}_{k}" if samples > 1 else destination.stem
-                path = destination.with_stem(stem)
-                write_picture(path, result)
-                print(f"{source} -> {path}")
-            continue
         height, width = picture.pixels.shape[:2]
         results = []
-        with tqdm(total=samples * height * width, desc=f"[{number}/{len(jobs)}] {source.name}", unit="px",
-                  unit_scale=True, disable=not sys.stderr.isatty()) as bar:
-            for k in range(samples):
-                start = time.perf_counter()
-                result = upscale(network, picture, tile, bar.update, overlap, temperature, seed + k,
-                                 ensemble)
-                path = destination.with_stem(f"{destination.stem}_{k + 1}") if samples > 1 else destination
+        with tqdm(total=(samples or 1) * height * width, desc=f"[{number}/{len(jobs)}] {source.name}",
+                  unit="px", unit_scale=True,
+                  disable=bool(network.lr_size) or not sys.stderr.isatty()) as bar:
+            start = time.perf_counter()
+            drawn = network.draw(picture, samples, temperature=temperature, seed=seed, ensemble=ensemble,
+                                 tile=tile, crop=crop, progress=bar.update)
+            for k, result in enumerate(drawn, start=1):
+                path = destination.with_stem(f"{destination.stem}_{k}") if (samples or 1) > 1 else destination
                 write_picture(path, result)
                 height, width = result.pixels.shape[:2]
                 print(f"{source} -> {path}  {width} x {height}  {time.perf_counter() - start:.1f} s")
+                start = time.perf_counter()
                 if stochasticity:
                     results.append(result.pixels)
         if stochasticity:

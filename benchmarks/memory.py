@@ -20,7 +20,7 @@ from common import save, table
 
 from superres import commands
 from superres.datasets.pictures import write_picture
-from superres.models import resolve
+from superres.models.upscaler import load
 
 UPSCALE = str(Path(commands.__file__).parent / "upscale.py")
 
@@ -57,7 +57,7 @@ def main(
         tile: upscale.py's --tile.
         precision: upscale.py's --precision.
     """
-    scale = resolve.scale_of(resolve.load(model))
+    scale = load(model).scale
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         for size in megapixels:

@@ -28,9 +28,9 @@ from keras import ops
 import superres.models.sampler
 from superres.errors import InputError
 from superres.layers import GatedPixelCNNBlock
-from superres.models import resolve
 from superres.models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
 from superres.models.sampler import Sampler, draw
+from superres.models.upscaler import load
 
 PUBLISHED = {
     "source": "Ramachandran et al. 2017, cached against naive PixelCNN++",
@@ -53,7 +53,7 @@ class Network:
 
     def load(self):
         if self.model:
-            network = resolve.load(self.model)
+            network = load(self.model)
             if len(network.inputs) == 1:
                 raise InputError(f"{self.model}: has no prior network: nothing is drawn one by one")
             return network

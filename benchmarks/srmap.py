@@ -41,8 +41,8 @@ from train_srgan import agree
 
 from superres.datasets.degradations import resize_matrix
 from superres.layers import NoiseInjection
-from superres.models import resolve
 from superres.models.srmap import SIZES, generator
+from superres.models.upscaler import at_precision
 from superres.train.srmap import REPORTED, trainer
 
 FIRST = 3  # so many losses of an engine must agree before it is timed
@@ -209,7 +209,7 @@ def inference_engines(size, noise, width, height, chosen=None):
         return draw
 
     def ours(precision):
-        at = resolve.at_precision(network, precision)
+        at = at_precision(network, precision)
         return lambda: at.predict_on_batch(inputs)
 
     makers = {

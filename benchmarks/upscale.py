@@ -6,7 +6,7 @@
     python benchmarks/upscale.py --paper srgan
 
 The network alone (LapSRN's takes luminance, SRGAN's RGB), one LR picture in memory, called as
-`models.resolve` calls it. OpenCV's is the network of the LapSRN authors, which is of about the
+`models.upscaler` calls it. OpenCV's is the network of the LapSRN authors, which is of about the
 same size. All engines take turns. With models and pictures, it also reports what bfloat16
 costs in Y-PSNR.
 """
@@ -28,7 +28,7 @@ from superres.datasets.degradations import degraded
 from superres.datasets.pictures import to_uint8
 from superres.errors import InputError
 from superres.metrics import quality
-from superres.models import resolve
+from superres.models import upscaler
 from superres.models.srgan import generator
 from superres.train.lapsrn import PRESETS, trainer
 
@@ -97,10 +97,10 @@ def opencv_engine(path, scale, lr):
 
 def measure(paper, network, width, height, rounds, opencv):
     """The rows of one network, and the machine's best rates at that time."""
-    scale = resolve.scale_of(network)
+    scale = network.scale
     lr = np.random.default_rng(0).random((1, height, width, network.input_shape[-1]), "float32")
     print(f"x{scale}: outputs agree to {PAPERS[paper][1](network, lr[:, :64, :64]):.1e}")
-    bfloat16 = resolve.at_precision(network, "bfloat16")
+    bfloat16 = upscaler.at_precision(network, "bfloat16")
     engines = {
         "keras float32": lambda: network.predict_on_batch(lr),
         "keras bfloat16": lambda: bfloat16.predict_on_batch(lr),
@@ -134,12 +134,12 @@ def measure(paper, network, width, height, rounds, opencv):
 def bfloat16_loss(network, pictures):
     """Mean Y-PSNR of a network in float32 and in bfloat16, and the difference, in dB."""
     psnr = {}
-    scale = resolve.scale_of(network)
+    scale = network.scale
     pairs = list(degraded(pictures, scale, "bicubic"))
     for precision in ("float32", "bfloat16"):
-        copy = resolve.at_precision(network, precision)
+        copy = upscaler.at_precision(network, precision)
         psnr[precision] = float(np.mean(
-            [quality(hr, to_uint8(resolve.resolve(copy, lr)), scale)["psnr_y"] for _, lr, hr in pairs]
+            [quality(hr, copy.upscale(lr), scale)["psnr_y"] for _, lr, hr in pairs]
         ))
     return {"scale": scale, "pictures": len(pairs), **{f"psnr_y_{k}": v for k, v in psnr.items()},
             "loss_db": psnr["float32"] - psnr["bfloat16"]}
@@ -170,10 +170,10 @@ def main(
         opencv_x2: OpenCV's LapSRN_x2.pb, timed too; of LapSRN alone.
         opencv_x4: OpenCV's LapSRN_x4.pb, timed too; of LapSRN alone.
     """
-    networks = [resolve.load(path) for path in models] or [network_of(paper, scale) for scale in scales]
+    networks = [upscaler.load(path) for path in models] or [network_of(paper, scale) for scale in scales]
     rows, peaks, losses = [], {}, []
     for network in networks:
-        scale = resolve.scale_of(network)
+        scale = network.scale
         opencv = {2: opencv_x2, 4: opencv_x4}.get(scale, "") if paper == "lapsrn" else ""
         more, peaks[f"x{scale}"] = measure(paper, network, width, height, rounds, opencv)
         rows += more

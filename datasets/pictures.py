@@ -40,7 +40,7 @@ def read_picture(path):
     """
     try:
         with Image.open(path) as file:
-            picture = _decode(ImageOps.exif_transpose(file))
+            picture = decoded(file)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as error:
@@ -51,7 +51,9 @@ def read_picture(path):
     return picture
 
 
-def _decode(image):
+def decoded(image):
+    """The `Picture` that a `PIL.Image` of any mode is, see `read_picture`."""
+    image = ImageOps.exif_transpose(image)
     if image.mode.startswith("I;16") or image.mode == "I":
         grey = np.clip(np.asarray(image, "float64"), 0, 65535) / 257
         return Picture(np.floor(grey + 0.5).astype("uint8")[..., None])
@@ -76,20 +78,22 @@ def write_picture(path, picture):
     The file appears whole or not at all: it is written beside its place and moved
     there, so that a full disk or a killed process leaves no half picture.
     """
-    if not isinstance(picture, Picture):
-        picture = Picture(picture)
-    pixels = to_uint8(picture.pixels)
-    if picture.alpha is not None:  # a large opaque picture is not copied
-        pixels = np.concatenate([pixels, to_uint8(picture.alpha)], axis=-1)
+    image = as_image(picture if isinstance(picture, Picture) else Picture(picture))
     path = Path(path)
     part = path.with_name(f".{path.name}.part")
     try:
-        Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels).save(
-            part, format=Image.registered_extensions().get(path.suffix.lower(), "PNG")
-        )
+        image.save(part, format=Image.registered_extensions().get(path.suffix.lower(), "PNG"))
         os.replace(part, path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def as_image(picture):
+    """A `Picture` as a `PIL.Image` of 8 bits a channel."""
+    pixels = to_uint8(picture.pixels)
+    if picture.alpha is not None:  # a large opaque picture is not copied
+        pixels = np.concatenate([pixels, to_uint8(picture.alpha)], axis=-1)
+    return Image.fromarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)
 
 
 def to_uint8(picture):

@@ -8,7 +8,6 @@ from superres.datasets.degradations import imresize
 from superres.datasets.pictures import to_uint8
 from superres.metrics.image import quality
 from superres.metrics.perceptual import diversity_score
-from superres.models import resolve
 
 # Heading and format of every measure, as far as it is measured.
 COLUMNS = {"psnr_y": ("PSNR-Y", ".2f"), "ssim_y": ("SSIM-Y", ".4f"), "psnr_rgb": ("PSNR-RGB", ".2f"),
@@ -17,16 +16,15 @@ COLUMNS = {"psnr_y": ("PSNR-Y", ".2f"), "ssim_y": ("SSIM-Y", ".4f"), "psnr_rgb":
            "squeezenet_distance": ("Squeeze*", ".4f"), "diversity_score": ("S", ".2f")}
 
 
-def evaluate(network, pairs, distances=None, samples=1, temperature=1.0, seed=0, ensemble=False):
-    """Measure a network on (name, lr, hr) triples, uint8.
+def evaluate(network, pairs, distances=None, samples=None, **options):
+    """Measure an `Upscaler` of images of any size on (name, lr, hr) triples, uint8.
 
     Args:
         distances: Dict of name -> function of (HR, SR), measured too, such as
             `metrics.perceptual.LPIPS`.
-        samples: How many pictures a network with noise draws of each LR, from the seeds
-            `seed`, `seed` + 1 and so on. Measures are means over them.
-        temperature: What the noise is multiplied by.
-        ensemble: Measure the mean over turns and flips, see `models.resolve.resolve`.
+        samples: How many images a network with noise draws of each LR; None: one. Measures
+            are means over them.
+        options: `temperature`, `seed`, `ensemble`: see `models.upscaler.Upscaler.draw`.
 
     Returns:
         A dict of `mean` and `bicubic`, each holding what `metrics.quality` gives, the
@@ -36,10 +34,9 @@ def evaluate(network, pairs, distances=None, samples=1, temperature=1.0, seed=0,
         error) and, where there are several samples and a distance, `diversity_score`, by the
         first distance.
     """
-    scale, drawn = resolve.scale_of(network), resolve.stochastic(network)
+    scale, drawn = network.scale, network.draws_samples
     methods = {
-        "network": lambda lr: [resolve.resolve(network, lr, temperature, seed + k, ensemble=ensemble)
-                               for k in range(samples if drawn else 1)],
+        "network": lambda lr: [*network.draw(lr, samples, **options)],
         "bicubic": lambda lr: [imresize(lr, scale)],
     }
     pictures = []
@@ -57,7 +54,7 @@ def evaluate(network, pairs, distances=None, samples=1, temperature=1.0, seed=0,
                        **{key: distance(hr, sr) for key, distance in (distances or {}).items()}}
                       for sr in drawings]
             row[method] = {**average(scores, drawn), "seconds": seconds}
-            if drawn and samples > 1 and distances:
+            if drawn and (samples or 1) > 1 and distances:
                 distance = next(iter(distances.values()))
                 maps = [distance.map(hr, sr) for sr in drawings]
                 row[method]["diversity_score"] = diversity_score(maps)
@@ -99,15 +96,15 @@ def table(result):
     return "\n".join(lines)
 
 
-def figure(network, pairs, temperature=1.0, seed=0, size=96, ensemble=False):
+def figure(network, pairs, size=96, **options):
     """Crops of LR, bicubic, SR and HR side by side, up to eight pictures: a matplotlib figure."""
     import matplotlib.pyplot as plt
 
-    scale = resolve.scale_of(network)
+    scale = network.scale
     pairs = pairs[:8]
     sheet, axes = plt.subplots(len(pairs), 4, figsize=(10, 2.6 * len(pairs)), squeeze=False)
     for row, (name, lr, hr) in zip(axes, pairs, strict=True):
-        sr = to_uint8(resolve.resolve(network, lr, temperature, seed, ensemble=ensemble))
+        sr = network.upscale(lr, **options)
         bicubic = imresize(lr, scale)
         crop = min(size, *hr.shape[:2]) // scale
         top, left = busiest(lr, crop)

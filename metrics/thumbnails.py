@@ -7,9 +7,8 @@ from superres.datasets.degradations import imresize
 from superres.datasets.pictures import contact_sheet, to_float
 from superres.losses import bits_per_dimension
 from superres.metrics.image import consistency, diversity, finite_psnr, ms_ssim, ssim
-from superres.models import resolve
 from superres.models.pixel_recursive import is_conditioned
-from superres.models.sampler import Sampler, draws
+from superres.models.sampler import networks_of
 
 
 def likelihood(network, pictures, batch=50):
@@ -20,17 +19,17 @@ def likelihood(network, pictures, batch=50):
         are conditioned: B alone is then no model of HR); of `bits` alone for a network
         without a prior; or of `mse`, the mean square error, for a regression.
     """
-    sums = {}
+    sums, (_, prior) = {}, networks_of(network)
     for start in range(0, len(pictures), batch):
         lr, hr = (to_float(x[start : start + batch]) for x in (pictures.lr, pictures.hr))
-        outputs = network.predict_on_batch([lr, hr] if len(network.inputs) == 2 else lr)
-        if len(network.inputs) == 2:
+        outputs = network.predict_on_batch([lr, hr] if prior else lr)
+        if prior:
             a, b = outputs
             logits = {"bits": a + b, "bits_a": a}
-            if not is_conditioned(network.get_layer("prior")):
+            if not is_conditioned(prior):
                 logits["bits_b"] = b
             scores = {key: bits_per_dimension(hr, value) for key, value in logits.items()}
-        elif draws(network):
+        elif network.draws_samples:
             scores = {"bits": bits_per_dimension(hr, outputs)}
         else:
             scores = {"mse": np.mean(np.square(hr - outputs))}
@@ -71,21 +70,22 @@ def nearest_neighbours(pictures, known):
     return known.hr[alike]
 
 
-def evaluate_thumbnails(network, pictures, known=None, samples=1, temperature=1.0, seed=0):
-    """Measure a network of one size on `Thumbnails`.
+def evaluate_thumbnails(network, pictures, known=None, samples=None, temperature=None, seed=None):
+    """Measure a `ThumbnailUpscaler` on `Thumbnails`.
 
     Args:
         known: The training pictures, for nearest neighbour.
-        samples, temperature, seed: See `models.sampler.Sampler`.
+        samples, temperature, seed: See `models.upscaler.Upscaler.draw`.
 
     Returns:
         (result, drawn): a dict of `likelihood` and `methods`, each a dict of measures,
         and a dict of the pictures of each method, (K, N, H, W, C) uint8.
     """
-    scale = resolve.scale_of(network)
-    drawn = {"network": Sampler(network).sample(pictures.lr, temperature, seed, samples)}
+    network.check(samples, temperature, seed)
+    temperature = 1.0 if temperature is None else temperature
+    drawn = {"network": network.sample(pictures.lr, temperature, seed or 0, samples or 1)}
     if not pictures.corners:  # nothing to interpolate there
-        drawn["bicubic"] = np.stack([imresize(lr, scale) for lr in pictures.lr])[None]
+        drawn["bicubic"] = np.stack([imresize(lr, network.scale) for lr in pictures.lr])[None]
     if known:
         drawn["nearest neighbour"] = nearest_neighbours(pictures, known)[None]
     methods = {name: sample_quality(pictures, pixels) for name, pixels in drawn.items()}

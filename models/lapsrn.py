@@ -1,11 +1,11 @@
 """LapSRN with sub-pixel convolution: a Laplacian pyramid of residual networks."""
 
-import keras
 import numpy as np
 from keras import layers
 
 from superres.errors import InputError
 from superres.layers import BicubicUpsampling2D, SubPixelConv2D
+from superres.models.upscaler import Upscaler
 
 SCALES = (2, 4, 8)
 
@@ -115,7 +115,7 @@ def lapsrn(
         image = layers.Add(dtype="float32", name=f"level{level}_sr")([image, detail])
         outputs.append(image)
         features = x if chain == "features" else image
-    return keras.Model(inputs, outputs, name=name or f"lapsrn_x{scale}")
+    return Upscaler(inputs, outputs, name=name or f"lapsrn_x{scale}")
 
 
 def direct_residual(up, residual):

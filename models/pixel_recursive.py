@@ -20,6 +20,7 @@ from keras import layers
 
 from superres.errors import InputError
 from superres.layers import GatedPixelCNNBlock, MaskedConv2D, SPADEResBlock, batch_norm
+from superres.models.upscaler import ThumbnailUpscaler
 
 NORMS = ("batch", "spade", "batch+lr")
 
@@ -44,7 +45,8 @@ def conditioning_network(
     """Build A: LR (B, size, size, channels) in [0, 1] -> (B, HR, HR, channels, levels) logits.
 
     `blocks` residual blocks at every resolution from LR's on, with a transposed
-    convolution of stride 2 between them.
+    convolution of stride 2 between them. `models.upscaler.upscaler` makes it a network that
+    upscales by itself.
 
     The report (4.2) gives the convolutions "within SPADE resnet block" a kernel of 4x4 and
     stride 2. A residual block of stride 2 could not add its input, its figure 3 shows Park's
@@ -188,9 +190,9 @@ def pixel_recursive(conditioning, prior):
     lr = keras.Input(conditioning.input_shape[1:], name="lr")
     hr = keras.Input(prior.inputs[0].shape[1:], name="hr")
     if not is_conditioned(prior):
-        return keras.Model([lr, hr], [conditioning(lr), prior(hr)], name="pixel_recursive")
+        return ThumbnailUpscaler([lr, hr], [conditioning(lr), prior(hr)], name="pixel_recursive")
     logits, features = conditioning(lr)
-    return keras.Model([lr, hr], [logits, prior([hr, features])], name="pixel_recursive")
+    return ThumbnailUpscaler([lr, hr], [logits, prior([hr, features])], name="pixel_recursive")
 
 
 def is_conditioned(prior):

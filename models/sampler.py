@@ -52,16 +52,19 @@ def draws(network):
     return len(network.outputs[0].shape) == 5
 
 
-def check_sampling(samples, temperature, seed, noise=False):
-    """Raise InputError for settings of a command that no sampler, or no network with noise, can take."""
-    if samples < 1:
-        raise InputError(f"--samples: must be at least 1, not {samples}")
-    if not temperature >= 0:
-        raise InputError(f"--temperature: must be 0 or more, not {temperature}")
-    if noise and np.isinf(temperature):
-        raise InputError("--temperature: must be finite, noise is multiplied by it")
-    if seed < 0 or seed + samples > 2**31:
-        raise InputError(f"--seed: must be 0 or more and below 2^31, not {seed}")
+def networks_of(network):
+    """(conditioning network, prior network or None) of a `pixel_recursive` model, however they are called.
+
+    Raises:
+        InputError: if it puts out something else than the logits of two networks.
+    """
+    if len(network.inputs) == 1:
+        return network, None
+    parts = [tensor._keras_history.operation for tensor in network.outputs]
+    if len(parts) == 2 and all(isinstance(part, keras.Model) for part in parts):
+        # A model that was called as a whole is the one operation behind both outputs.
+        return networks_of(parts[0]) if parts[0] is parts[1] else tuple(parts)
+    raise InputError(f"{network.name}: not the two networks of a pixel recursive model")
 
 
 class NaiveSampler(keras.Model):
@@ -111,10 +114,9 @@ class Sampler(keras.Model):
     def __init__(self, network, jit_compile=True):
         super().__init__(dtype="float32")  # noise would lose its bits in mixed precision
         self.network = network
-        self.conditioning, self.prior, self.blocks = network, None, []
-        if len(network.inputs) == 2:
-            self.conditioning, self.prior = network.get_layer("conditioning"), network.get_layer("prior")
-            self.blocks = [layer for layer in self.prior.layers if isinstance(layer, GatedPixelCNNBlock)]
+        self.conditioning, self.prior = networks_of(network)
+        self.blocks = [layer for layer in (self.prior.layers if self.prior else ())
+                       if isinstance(layer, GatedPixelCNNBlock)]
         self.levels = network.outputs[0].shape[-1] if draws(network) else 256
         self.compile(jit_compile=jit_compile)
 

@@ -11,6 +11,7 @@ from keras import layers
 
 from superres.errors import InputError
 from superres.layers import PolyphaseConv2D, SpectralConv2D, SubPixelConv2D, batch_norm
+from superres.models.upscaler import Upscaler
 
 SCALES = (2, 4, 8)
 
@@ -62,7 +63,7 @@ def generator(scale=4, blocks=5, filters=64, prelu="scalar", name=None):
     x = PolyphaseConv2D(3, 9, name="last")(x)
     x = layers.Activation("tanh", dtype="float32", name="tanh")(x)
     sr = layers.Rescaling(0.5, 0.5, dtype="float32", name="sr")(x)
-    return keras.Model(lr, sr, name=name or f"srgan_x{scale}")
+    return Upscaler(lr, sr, name=name or f"srgan_x{scale}")
 
 
 def start_as_interpolation(network):

@@ -19,6 +19,7 @@ from superres.layers import (
     PixelUnshuffle2D,
     ReflectedConv2D,
 )
+from superres.models.upscaler import NoisyUpscaler, Upscaler
 
 SCALES = (2, 4)
 MEAN = (0.4488, 0.4371, 0.4040)  # of DIV2K's pictures, subtracted from what convolutions see
@@ -111,7 +112,8 @@ def generator(scale=4, stem=256, widths=(512, 256, 128), blocks=(16, 16, 16, 16)
         sr = layers.Add(dtype="float32", name=f"{up}_picture")([sr, _conv(g, 3, f"{up}_to_rgb", 1, gain=0)])
     if consistent:
         sr = ConsistentPicture(scale, rounds=20, name="consistent")([lr, sr])
-    return keras.Model([lr, *extra] if noise else lr, sr, name=name or f"srmap_x{scale}")
+    name = name or f"srmap_x{scale}"
+    return NoisyUpscaler([lr, *extra], sr, name=name) if noise else Upscaler(lr, sr, name=name)
 
 
 def crop_of(widths=CRITIC_WIDTHS):

@@ -45,7 +45,7 @@ from superres.errors import InputError
 from superres.losses import Perceptual
 from superres.metrics import psnr, quality
 from superres.metrics.report import evaluate, figure
-from superres.models import resolve
+from superres.models import upscaler
 from superres.models.lapsrn import lapsrn
 from superres.train.lapsrn import PRESETS, trainer
 
@@ -102,10 +102,10 @@ untrained = lapsrn(2, image_branch="subpixel", chain="image")
 layer = untrained.get_layer("level1_image")
 kernels = np.random.default_rng(0).normal(0.11, 0.05, layer.kernel.shape)
 layer.set_weights([np.tile(kernels[..., :1], 4), np.zeros(4)])  # ICNR: four equal sub-pixels
-with_icnr = resolve.resolve(untrained, grey)
+with_icnr = untrained.upscale(grey / np.float32(255))
 layer.set_weights([kernels, np.zeros(4)])
-without = resolve.resolve(untrained, grey)
-bicubic_start = resolve.resolve(lapsrn(2), grey)
+without = untrained.upscale(grey / np.float32(255))
+bicubic_start = lapsrn(2).upscale(grey / np.float32(255))
 show([("LR", grey), ("learned branch, ICNR", with_icnr / with_icnr.max()),
       ("learned branch, random", without / without.max()), ("fixed bicubic branch", to_uint8(bicubic_start))])
 
@@ -167,7 +167,7 @@ for label, data in (("aligned", pairs), ("shifted by one HR pixel", shifted), ("
     network = train_on(data)
     result = evaluate(network, held_out)
     rows.append((label, result["mean"]["psnr_y"]))
-    sr = to_uint8(resolve.resolve(network, held_out[0][1]))
+    sr = network.upscale(held_out[0][1])
     panels.append((f"{label}, {psnr(held_out[0][2], sr):.1f} dB", sr[0:160, 140:300]))
 print(f"{'bicubic interpolation':28} {result['bicubic']['psnr_y']:6.2f} dB")
 for label, value in rows:
@@ -260,9 +260,9 @@ plt.show()
 # %%
 for name, degradation in (("lapsrn-x2", "bicubic"), ("lapsrn-x4", "bicubic"),
                           ("lapsrn-x2-realworld", "realworld"), ("lapsrn-x4-realworld", "realworld")):
-    network = resolve.load(WEIGHTS / f"{name}.keras")
+    network = upscaler.load(WEIGHTS / f"{name}.keras")
     examples = photos[:1] if QUICK else photos
-    tests = list(degraded(examples, resolve.scale_of(network), degradation))
+    tests = list(degraded(examples, network.scale, degradation))
     result = evaluate(network, tests)
     print(f"{name:20} {degradation:9} PSNR-Y {result['mean']['psnr_y']:6.2f} dB (bicubic "
           f"{result['bicubic']['psnr_y']:6.2f}), SSIM-Y {result['mean']['ssim_y']:.4f} "
@@ -279,19 +279,19 @@ for name, degradation in (("lapsrn-x2", "bicubic"), ("lapsrn-x4", "bicubic"),
 # picture that was blurred otherwise: below, the bicubic network and the real-world network on the same blurred input.
 
 # %%
-network, robust = (resolve.load(WEIGHTS / f"{name}.keras") for name in ("lapsrn-x2", "lapsrn-x2-realworld"))
+network, robust = (upscaler.load(WEIGHTS / f"{name}.keras") for name in ("lapsrn-x2", "lapsrn-x2-realworld"))
 (_, lr, hr), = degraded(photos[:1], 2, "realworld")
 panels = [("HR", hr)]
-for label, sr in (("bicubic interpolation", imresize(lr, 2)), ("lapsrn-x2", to_uint8(resolve.resolve(network, lr))),
-                  ("lapsrn-x2-realworld", to_uint8(resolve.resolve(robust, lr)))):
+for label, sr in (("bicubic interpolation", imresize(lr, 2)), ("lapsrn-x2", network.upscale(lr)),
+                  ("lapsrn-x2-realworld", robust.upscale(lr))):
     panels.append((f"{label}, {quality(hr, sr, 2)['psnr_y']:.2f} dB", sr))
 show([(title, picture[0:160, 140:300]) for title, picture in panels])
 
-network = resolve.load(WEIGHTS / "lapsrn-x4.keras")
+network = upscaler.load(WEIGHTS / "lapsrn-x4.keras")
 panels = []
 for example in photos[1:3]:
     (_, lr, hr), = degraded([example], 4, "bicubic")
-    sr = to_uint8(resolve.resolve(network, lr))
+    sr = network.upscale(lr)
     error = np.abs(hr.astype(float) - sr).mean(-1)
     windows = error[: error.shape[0] // 96 * 96, : error.shape[1] // 96 * 96].reshape(
         error.shape[0] // 96, 96, -1, 96).mean((1, 3))

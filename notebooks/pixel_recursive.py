@@ -44,7 +44,7 @@ from superres.datasets.thumbnails import Thumbnails, parts
 from superres.layers import MaskedConv2D
 from superres.metrics import psnr
 from superres.metrics.thumbnails import evaluate_thumbnails, sample_quality, thumbnail_table
-from superres.models import resolve
+from superres.models import upscaler
 from superres.models.pixel_recursive import prior_network
 from superres.models.sampler import Sampler
 from superres.train.pixel_recursive import PRESETS, split, trainer
@@ -137,7 +137,7 @@ for kind in ("regression", "independent"):
     model = trainer(dataclasses.replace(preset, model=kind))
     model.fit(corners_train.dataset(), steps_per_epoch=5 if QUICK else 400, verbose=0, shuffle=False)
     networks[kind] = model.network
-networks["recursive"] = resolve.load(ROOT / "weights" / "pixel_recursive-corners.keras")
+networks["recursive"] = upscaler.load(ROOT / "weights" / "pixel_recursive-corners.keras")
 drawn = {name: Sampler(network).sample(corners_test.lr, batch=100) for name, network in networks.items()}
 for name, samples in drawn.items():
     print(f"{name:12} exactly one digit: {sample_quality(corners_test, samples)['one_digit']:.0%}")
@@ -198,8 +198,8 @@ for step, reported in REPORT.items():
 # and the truth.
 
 # %%
-network = resolve.load(ROOT / "weights" / "pixel_recursive-celeba.keras")
-regression = resolve.load(ROOT / "weights" / "pixel_recursive-celeba-regression.keras")
+network = upscaler.load(ROOT / "weights" / "pixel_recursive-celeba.keras")
+regression = upscaler.load(ROOT / "weights" / "pixel_recursive-celeba-regression.keras")
 sampler = Sampler(network)
 some = faces[:12]
 result, methods = evaluate_thumbnails(network, some, known)

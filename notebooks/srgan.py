@@ -39,11 +39,10 @@ from scipy.ndimage import uniform_filter
 import superres
 from superres.datasets.catalogue import load
 from superres.datasets.degradations import degraded, imresize
-from superres.datasets.pictures import to_uint8
 from superres.metrics import colour_error, quality
 from superres.metrics.perceptual import SqueezeNetDistance
 from superres.metrics.report import busiest, evaluate, table
-from superres.models import resolve
+from superres.models import upscaler
 from superres.models.srgan import discriminator, generator
 from superres.train.gan import curves
 
@@ -113,9 +112,9 @@ Image(buffer.getvalue())
 # truth.
 
 # %%
-networks = {(kind, scale): resolve.load(WEIGHTS / f"{kind}-x{scale}.keras")
+networks = {(kind, scale): upscaler.load(WEIGHTS / f"{kind}-x{scale}.keras")
             for kind in ("srresnet", "srgan") for scale in (2, 4)}
-drawn = {(kind, scale): [to_uint8(resolve.resolve(network, lr)) for _, lr, _ in pairs[scale]]
+drawn = {(kind, scale): [network.upscale(lr) for _, lr, _ in pairs[scale]]
          for (kind, scale), network in networks.items()}
 rows = []
 for i, (name, lr, hr) in enumerate(pairs[4][:4]):
@@ -157,11 +156,11 @@ figure, axes = plt.subplots(1, 2, figsize=(11, 3.6), layout="constrained")
 for axis, scale in zip(axes, (2, 4), strict=True):
     points = []
     for blend in (0, 0.5, 1) if QUICK else np.linspace(0, 1, 9):
-        network = resolve.load_blended(WEIGHTS / f"srgan-x{scale}.keras", "float32", float(blend),
+        network = upscaler.load_blended(WEIGHTS / f"srgan-x{scale}.keras", "float32", float(blend),
                                        WEIGHTS / f"srresnet-x{scale}.keras")
         measured = []
         for _, lr, hr in pairs[scale]:
-            sr = to_uint8(resolve.resolve(network, lr))
+            sr = network.upscale(lr)
             far = distances["squeezenet_distance"](hr, sr) if distances else sharpness(hr, sr)
             measured.append((quality(hr, sr, scale)["psnr_y"], far))
         points.append((blend, *np.mean(measured, 0)))
@@ -184,10 +183,10 @@ plt.show()
 # `colour` in the tables above is its mean over the smoothest quarter of the pixels.
 
 # %%
-reported = resolve.load(WEIGHTS / "srgan-x2-reported.keras")
+reported = upscaler.load(WEIGHTS / "srgan-x2-reported.keras")
 rows, errors = [], []
 for i, (name, lr, hr) in enumerate(pairs[2]):
-    pictures = {"reported": to_uint8(resolve.resolve(reported, lr)), "improved": drawn["srgan", 2][i]}
+    pictures = {"reported": reported.upscale(lr), "improved": drawn["srgan", 2][i]}
     errors.append([(colour_error(hr, sr), quality(hr, sr, 2)["lr_psnr"]) for sr in pictures.values()])
     maps = {title: uniform_filter(sr.astype("float64") - hr, (9, 9, 0)) for title, sr in pictures.items()}
     rows.append([(name, hr)] + [

@@ -60,7 +60,7 @@ from superres.layers import ConsistentPicture
 from superres.metrics import lr_psnr
 from superres.metrics.perceptual import SqueezeNetDistance
 from superres.metrics.report import busiest, evaluate, table
-from superres.models import resolve
+from superres.models import upscaler
 from superres.models.srmap import SIZES, discriminator, generator
 from superres.train.gan import curves
 
@@ -73,7 +73,7 @@ pairs = list(degraded(photos, 4, "bicubic"))
 path = os.environ.get("SUPERRES_SQUEEZENET")
 distances = {"squeezenet_distance": SqueezeNetDistance(path)} if path else {}
 NAMES = {"L1": "srmap-x4-l1", "reported": "srmap-x4-reported", "improved": "srmap-x4"}
-networks = {title: resolve.load(WEIGHTS / f"{name}.keras") for title, name in NAMES.items()}
+networks = {title: upscaler.load(WEIGHTS / f"{name}.keras") for title, name in NAMES.items()}
 
 
 def show(rows, size=2.4):
@@ -147,7 +147,7 @@ for name, lr, hr in pairs[:3]:
     at = window(lr)
     rows, deviations = [], {}
     for title in ("improved", "reported"):
-        samples = [to_uint8(resolve.resolve(networks[title], lr, seed=seed)) for seed in range(4 if QUICK else 8)]
+        samples = [networks[title].upscale(lr, seed=seed) for seed in range(4 if QUICK else 8)]
         deviations[title] = np.stack(samples).std(0).mean(-1)[at]
         rows.append([(f"{title}, seed {k}", sample[at]) for k, sample in enumerate(samples[:4])])
     brightest = np.quantile(deviations["improved"], 0.99)
@@ -174,7 +174,7 @@ for temperature in TEMPERATURES:
 rows = []
 for name, lr, hr in pairs[1:3]:
     at = window(lr)
-    rows.append([(f"temperature {temperature}", to_uint8(resolve.resolve(networks["improved"], lr, temperature, 1))[at])
+    rows.append([(f"temperature {temperature}", networks["improved"].upscale(lr, temperature=temperature, seed=1)[at])
                  for temperature in TEMPERATURES] + [(name, hr[at])])
 show(rows, 2.4)
 
@@ -189,7 +189,7 @@ show(rows, 2.4)
 # %%
 name, lr, hr = pairs[0]
 projection, row = ConsistentPicture(4, rounds=20), [("LR", lr)]
-drawn = {title: resolve.resolve(networks[title], lr, seed=0) for title in ("reported", "improved")}
+drawn = {title: networks[title].upscale(lr / np.float32(255), seed=0) for title in ("reported", "improved")}
 drawn["reported, projected"] = np.asarray(projection([lr[None].astype("float32") / 255, drawn["reported"][None]]))[0]
 for title in ("reported", "reported, projected", "improved"):
     sr = to_uint8(drawn[title])
@@ -221,8 +221,8 @@ rows = []
 for name, lr, hr in sorted(pairs, key=lambda pair: -structure(pair[2])[0])[:4]:
     at = structure(hr)[1]
     rows.append([("bicubic", imresize(lr, 4)[at])] + [
-        (title, to_uint8(resolve.resolve(network, lr, seed=0))[at]) for title, network in networks.items()
-    ] + [("improved, temperature 0.5", to_uint8(resolve.resolve(networks["improved"], lr, 0.5, 0))[at]), (name, hr[at])])
+        (title, network.upscale(lr, seed=0)[at]) for title, network in networks.items()
+    ] + [("improved, temperature 0.5", networks["improved"].upscale(lr, temperature=0.5, seed=0)[at]), (name, hr[at])])
 show(rows, 2.0)
 
 # %% [markdown]
@@ -236,8 +236,8 @@ show(rows, 2.0)
 # %%
 patches = []
 for i, (_, lr, hr) in enumerate(pairs):
-    samples = [to_uint8(resolve.resolve(networks["improved"], lr, seed=seed)) for seed in range(2 if QUICK else 4)]
-    plain = to_uint8(resolve.resolve(networks["L1"], lr))
+    samples = [networks["improved"].upscale(lr, seed=seed) for seed in range(2 if QUICK else 4)]
+    plain = networks["L1"].upscale(lr)
     for top in range(0, hr.shape[0] - 95, 96):
         for left in range(0, hr.shape[1] - 95, 96):
             at = slice(top, top + 96), slice(left, left + 96)

@@ -10,11 +10,11 @@ import pytest
 
 from superres import commands, evaluate, upscale
 from superres.datasets.degradations import imresize
-from superres.datasets.pictures import Picture, read_picture, to_uint8, write_picture
+from superres.datasets.pictures import Picture, read_picture, write_picture
 from superres.errors import InputError
 from superres.metrics import quality, report
-from superres.models import resolve
 from superres.models.lapsrn import lapsrn
+from superres.models.upscaler import load
 from superres.train.lapsrn import PRESETS, Settings
 from superres.train.lapsrn import main as train
 from superres.train.loop import RunSettings
@@ -159,7 +159,7 @@ def test_the_ensemble_is_what_is_drawn_and_measured(call, photo, randomize, tmp_
     (tmp_path / "data").mkdir()
     write_picture(tmp_path / "data" / "a.png", photo[:40, :60])
     call(upscale.main, tmp_path / "random.keras", tmp_path / "data", "-o", tmp_path / "out", "--ensemble")
-    expected = to_uint8(resolve.resolve(network, photo[:40, :60], ensemble=True))
+    expected = network.upscale(photo[:40, :60], ensemble=True)
     difference = np.abs(read_picture(tmp_path / "out" / "a_x2.png").pixels.astype(int) - expected)
     assert difference.max() <= 1
     assert (difference > 0).mean() < 1e-3
@@ -169,14 +169,14 @@ def test_the_ensemble_is_what_is_drawn_and_measured(call, photo, randomize, tmp_
         call(evaluate.main, tmp_path / "random.keras", "--data", tmp_path / "data", "--json",
              tmp_path / "result.json", *options)
         scores[options] = json.loads((tmp_path / "result.json").read_text())["mean"]["psnr_y"]
-    sr = to_uint8(resolve.resolve(network, imresize(photo[:40, :60], 0.5), ensemble=True))
+    sr = network.upscale(imresize(photo[:40, :60], 0.5), ensemble=True)
     assert scores["--ensemble",] == pytest.approx(quality(photo[:40, :60], sr, 2)["psnr_y"], abs=1e-3)
     assert scores["--ensemble",] != pytest.approx(scores[()], abs=0.01)
 
 
 def test_evaluate_measures_the_smallest_pictures(model):
     hr = np.random.default_rng(0).integers(0, 256, (2, 4, 3), "uint8")
-    result = report.evaluate(resolve.load(model), [("tiny", imresize(hr, 0.5), hr)])
+    result = report.evaluate(load(model), [("tiny", imresize(hr, 0.5), hr)])
     assert np.isfinite(result["mean"]["psnr_y"])
 
 

@@ -10,12 +10,12 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from superres import evaluate, export, upscale
 from superres.datasets.degradations import degraded, imresize
-from superres.datasets.pictures import read_picture, to_uint8, write_picture
+from superres.datasets.pictures import read_picture, to_float, to_uint8, write_picture
 from superres.errors import InputError
 from superres.metrics import lr_psnr, quality, report
 from superres.metrics.perceptual import diversity_score
-from superres.models import resolve
 from superres.models.srmap import generator
+from superres.models.upscaler import load
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +56,9 @@ class Distance:
 def test_samples_are_those_of_consecutive_seeds(draw, network, folder):
     drawn = draw(network, folder, "--samples", 2, "--seed", 5)
     assert list(drawn) == [f"{name}_x2_{k}.png" for name in "ab" for k in (1, 2)]
-    lr, loaded = read_picture(folder / "a.png").pixels, resolve.load(network)
+    lr, loaded = read_picture(folder / "a.png").pixels, load(network)
     for k in (1, 2):
-        expected = to_uint8(resolve.resolve(loaded, lr, 1.0, 4 + k))
+        expected = loaded.upscale(lr, temperature=1.0, seed=4 + k)
         np.testing.assert_array_equal(drawn[f"a_x2_{k}.png"], expected)
     (one,) = draw(network, folder / "a.png", "--seed", 6, out="one").values()
     np.testing.assert_array_equal(one, drawn["a_x2_2.png"])
@@ -90,11 +90,11 @@ def test_the_stochasticity_map_is_the_samples_deviation(draw, network, folder):
 
 
 @pytest.mark.parametrize(("options", "message"), [
-    (("--stochasticity",), "--stochasticity: needs a network with noise, and --samples 2 or more"),
-    (("--ensemble",), "--ensemble: not for networks with noise, nor for those of one size"),
-    (("--temperature", "inf"), "--temperature: must be finite, noise is multiplied by it"),
-    (("--temperature", "-1"), "--temperature: must be 0 or more"),
-    (("--seed", "2147483647", "--samples", "2"), "--seed: must be 0 or more and below 2^31"),
+    (("--stochasticity",), "--stochasticity: needs --samples 2 or more"),
+    (("--ensemble",), "ensemble: only for networks of any size without noise"),
+    (("--temperature", "inf"), "temperature: must be finite, noise is multiplied by it"),
+    (("--temperature", "-1"), "temperature: must be 0 or more"),
+    (("--seed", "2147483647", "--samples", "2"), "seed: must be 0 or more and below 2^31"),
 ])
 def test_bad_options_are_one_line(draw, network, folder, capsys, options, message):
     with pytest.raises(SystemExit):
@@ -107,11 +107,11 @@ def test_bad_options_are_one_line(draw, network, folder, capsys, options, messag
 
 def test_measures_are_means_over_the_samples(network, folder):
     pairs = list(degraded(evaluate.load(str(folder), "test"), 2, "bicubic"))
-    loaded, distance = resolve.load(network), Distance()
+    loaded, distance = load(network), Distance()
     result = report.evaluate(loaded, pairs, {"lpips": distance}, samples=3, temperature=0.8, seed=4)
     faithful = []
     for (_, lr, hr), row in zip(pairs, result["pictures"], strict=True):
-        drawn = [to_uint8(resolve.resolve(loaded, lr, 0.8, 4 + k)) for k in range(3)]
+        drawn = [loaded.upscale(lr, temperature=0.8, seed=4 + k) for k in range(3)]
         scores = [quality(hr, sr, 2) for sr in drawn]
         for key in ("psnr_y", "ssim_y", "lr_psnr", "colour_error"):
             assert row[key] == pytest.approx(np.mean([score[key] for score in scores]))
@@ -155,12 +155,12 @@ def test_the_table_has_a_column_for_all_of_it(call, network, folder, tmp_path, c
 
 
 def test_the_drawing_is_of_the_sample_asked_for(network, folder):
-    loaded = resolve.load(network)
+    loaded = load(network)
     name, lr, hr = next(iter(degraded(evaluate.load(str(folder), "test"), 2, "bicubic")))
     for temperature, seed in ((1.0, 5), (0.5, 6)):
-        sheet = report.figure(loaded, [(name, lr, hr)], temperature, seed)
+        sheet = report.figure(loaded, [(name, lr, hr)], temperature=temperature, seed=seed)
         drawn = np.asarray(sheet.axes[2].images[0].get_array())
-        sr = to_uint8(resolve.resolve(loaded, lr, temperature, seed))
+        sr = loaded.upscale(lr, temperature=temperature, seed=seed)
         windows = np.lib.stride_tricks.sliding_window_view(sr, drawn.shape)
         assert (windows == drawn).all((-3, -2, -1)).any()
 
@@ -182,12 +182,13 @@ def served(network, tmp_path_factory):
     return path
 
 
-def test_served_pictures_are_those_of_resolve(network, served, photo):
-    signatures, loaded = tf.saved_model.load(str(served)).signatures, resolve.load(network)
+def test_served_pictures_are_those_of_upscale(network, served, photo):
+    signatures, loaded = tf.saved_model.load(str(served)).signatures, load(network)
     for size in ((20, 24), (3, 1)):
         lr = np.stack([photo[: size[0], : size[1]], photo[-size[0] :, -size[1] :]])
         extra = {"temperature": tf.constant([0.7, 0.0]), "seed": tf.constant([3, 9])}
-        expected = [resolve.resolve(loaded, x, t, s) for x, t, s in zip(lr, (0.7, 0), (3, 9), strict=True)]
+        expected = [loaded.upscale(to_float(x), temperature=t, seed=s)
+                    for x, t, s in zip(lr, (0.7, 0), (3, 9), strict=True)]
         floats = signatures["serving_default"](lr=tf.constant(lr / np.float32(255)), **extra)["sr"]
         np.testing.assert_allclose(floats, expected, atol=1e-5)
         integers = signatures["uint8"](lr=tf.constant(lr), **extra)["sr"].numpy()
@@ -199,7 +200,7 @@ def test_served_pictures_are_those_of_resolve(network, served, photo):
 
 
 def test_several_samples_are_served_at_once(network, served, photo):
-    signatures, loaded = tf.saved_model.load(str(served)).signatures, resolve.load(network)
+    signatures, loaded = tf.saved_model.load(str(served)).signatures, load(network)
     lr = np.stack([photo[:9, :12], photo[20:29, :12]])
     drawn = signatures["samples"](
         lr=tf.constant(lr / np.float32(255)), temperature=tf.constant([1.0, 0.5]), seed=tf.constant([3, 9]),
@@ -207,7 +208,8 @@ def test_several_samples_are_served_at_once(network, served, photo):
     assert drawn.shape == (2, 3, 18, 24, 3)
     for samples, x, temperature, seed in zip(drawn, lr, (1.0, 0.5), (3, 9), strict=True):
         for k, sample in enumerate(samples):
-            np.testing.assert_allclose(sample, resolve.resolve(loaded, x, temperature, seed + k), atol=1e-5)
+            expected = loaded.upscale(to_float(x), temperature=temperature, seed=seed + k)
+            np.testing.assert_allclose(sample, expected, atol=1e-5)
 
 
 def test_warm_up_requests_fit_their_signatures(served):
@@ -228,6 +230,9 @@ def test_a_network_without_noise_has_neither(tmp_path):
     signatures = tf.saved_model.load(str(path)).signatures
     assert "samples" not in signatures
     assert list(signatures["uint8"].structured_input_signature[1]) == ["lr"]
-    with pytest.raises(InputError, match="--stochasticity"):
-        upscale.main(str(tmp_path / "calm.keras"), ("none.png",), output=str(tmp_path), samples=2,
-                     stochasticity=True)
+    for options in ({"stochasticity": True}, {"samples": 2}, {"temperature": 1.0}, {"seed": 0}):
+        with pytest.raises(InputError, match=f"{next(iter(options))}: only for networks"):
+            upscale.main(str(tmp_path / "calm.keras"), ("none.png",), output=str(tmp_path), **options)
+        if "stochasticity" not in options:
+            with pytest.raises(InputError, match=f"{next(iter(options))}: only for networks"):
+                evaluate.main(str(tmp_path / "calm.keras"), **options)

@@ -24,7 +24,7 @@ from superres.datasets.degradations import imresize
 from superres.datasets.pictures import to_uint8
 from superres.errors import InputError
 from superres.models.lapsrn import lapsrn
-from superres.models.resolve import load, resolve
+from superres.models.upscaler import load, upscaler
 
 SIGNATURES = {"serving_default", "uint8", "image_bytes"}
 SIZES = [(1, 1), (1, 9), (3, 2), (12, 17)]
@@ -82,10 +82,10 @@ def assert_same_levels(actual, expected):
 
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", NETWORKS)
-def test_float_and_uint8_signatures_equal_resolve(models, loaded, name, size):
+def test_float_and_uint8_signatures_equal_upscale(models, loaded, name, size):
     network = load(models / f"{name}.keras")
     lr = pictures(2, *size)
-    sr = np.stack([resolve(network, picture) for picture in lr])
+    sr = np.stack([network.upscale(picture / np.float32(255)) for picture in lr])
     bicubic = np.stack([imresize(picture, NETWORKS[name]["scale"]) for picture in lr])
     assert np.abs(sr - bicubic / 255).mean() > 0.01  # the network does something
 
@@ -104,10 +104,10 @@ def test_floats_out_of_range_are_clipped(loaded):
 
 def test_uint8_rounds_half_up():
     lr = keras.Input((None, None, 3))
-    half = keras.Model(lr, keras.layers.Rescaling(0.5)(lr))
+    half = upscaler(keras.Model(lr, keras.layers.Rescaling(0.5)(lr)))
     levels = np.broadcast_to(np.arange(256, dtype="uint8").reshape(1, 16, 16, 1), (1, 16, 16, 3))
     sr = export.signatures(half)["uint8"][0](tf.constant(levels))["sr"].numpy()
-    np.testing.assert_array_equal(sr[0], to_uint8(resolve(half, levels[0])))
+    np.testing.assert_array_equal(sr[0], half.upscale(levels[0]))
     assert (sr == (levels.astype(int) + 1) // 2).mean() > 0.9
 
 
@@ -128,7 +128,7 @@ def test_image_bytes_takes_files_of_every_kind_and_size(models, loaded, name):
         lr = np.asarray(Image.open(io.BytesIO(file)).convert("RGB"))
         image = Image.open(io.BytesIO(answer))
         assert (image.format, image.mode) == ("PNG", "RGB")
-        assert_same_levels(np.asarray(image), to_uint8(resolve(network, lr)))
+        assert_same_levels(np.asarray(image), network.upscale(lr))
 
 
 def test_a_broken_file_is_an_error(loaded):
@@ -141,8 +141,8 @@ def test_bfloat16(models, tmp_path):
     assert (target, name, draws) == (tmp_path / "x2" / "3", "x2", False)
     lr = pictures(1, 12, 13)
     sr = tf.saved_model.load(str(target)).signatures["serving_default"](lr=tf.constant(lr / 255, "float32"))
-    expected = resolve(load(models / "x2.keras", "bfloat16"), lr[0])
-    exact = resolve(load(models / "x2.keras"), lr[0])
+    expected = load(models / "x2.keras", "bfloat16").upscale(lr[0] / np.float32(255))
+    exact = load(models / "x2.keras").upscale(lr[0] / np.float32(255))
     assert np.abs(sr["sr"][0] - expected).mean() < 0.2 * np.abs(exact - expected).mean()
 
 
@@ -238,7 +238,7 @@ def test_loads_without_python(models, served, tmp_path, signature):
     assert process.returncode == 0, process.stderr
 
     answer = np.load(tmp_path / "out.npy")
-    sr = resolve(load(models / "x2.keras"), lr)
+    sr = load(models / "x2.keras").upscale(lr / np.float32(255))
     if signature == "serving_default":
         np.testing.assert_allclose(answer[0], sr, atol=1e-4)
     elif signature == "uint8":
@@ -273,7 +273,7 @@ def test_saved_model_cli_runs_a_signature(models, served, saved_model_cli, tmp_p
     saved_model_cli("run", "--dir", served / "x2" / "1", "--tag_set", "serve", "--signature_def", "uint8",
                     "--inputs", f"lr={tmp_path / 'lr.npy'}", "--outdir", tmp_path)
     network = load(models / "x2.keras")
-    sr = np.stack([to_uint8(resolve(network, picture)) for picture in lr])
+    sr = np.stack([network.upscale(picture) for picture in lr])
     assert_same_levels(np.load(tmp_path / "sr.npy"), sr)
 
 

@@ -16,8 +16,8 @@ from tensorflow_serving.apis import prediction_log_pb2
 from superres import export
 from superres.datasets.pictures import to_uint8
 from superres.models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
-from superres.models.resolve import load
 from superres.models.sampler import Sampler
+from superres.models.upscaler import load
 
 RANDOM = keras.initializers.RandomNormal(stddev=0.3)
 CHANNELS = {"rgb": 3, "grey": 1, "conditioned": 1, "independent": 3, "regression": 3, "regression-grey": 1}
@@ -26,7 +26,7 @@ REGRESSIONS = ["regression", "regression-grey"]
 
 
 def network(name):
-    """8 -> 32 recursive in colour; 2 -> 4 the others, smaller than `resolve` takes whole."""
+    """8 -> 32 recursive in colour; 2 -> 4 the others, smaller than networks of any size take whole."""
     if name == "rgb":
         return pixel_recursive(
             conditioning_network(8, 4, filters=6, blocks=1, initializer="he_normal"),

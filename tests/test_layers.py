@@ -24,7 +24,6 @@ from superres.losses import (
     Charbonnier, Fidelity, energy_score, gradient_penalty, grid, relativistic, total_variation)
 from superres.models import pixel_recursive, srgan, srmap
 from superres.models.lapsrn import lapsrn
-from superres.models.resolve import resolve
 assert keras.backend.backend() == "{backend}"
 x = np.random.default_rng(0).random((1, 9, 11, 3), "float32")
 numpy = keras.ops.convert_to_numpy
@@ -34,7 +33,7 @@ assert up.shape == (1, 18, 22, 5) and np.ptp(up.reshape(1, 9, 2, 11, 2, 5), axis
 for scale in (2, 4):
     assert np.abs(numpy(BicubicUpsampling2D(scale)(x))[0] - imresize(x[0], scale)).max() < 1e-5
 assert abs(numpy(Charbonnier(1e-3)(x, x)) - 1e-3) < 1e-6
-assert np.abs(resolve(lapsrn(2, filters=4, depth=2), x[0]) - imresize(x[0], 2).clip(0, 1)).max() < 1e-4
+assert np.abs(lapsrn(2, filters=4, depth=2).upscale(x[0]) - imresize(x[0], 2).clip(0, 1)).max() < 1e-4
 place = [np.array([7], "int32"), np.ones(1, "float32"), np.array([[3, 5]], "int32")]
 noise = numpy(NoiseInjection(2, initial=1.0)([np.zeros((1, 2, 2, 3), "float32"), *place]))
 assert np.abs(noise.ravel() - {noise}).max() < 1e-6
@@ -45,8 +44,8 @@ assert np.abs(imresize(consistent, 0.5) - lr[0]).max() < 1e-3
 layer = PolyphaseConv2D(3, 9)
 assert np.abs(numpy(layer(sr)) - numpy(keras.ops.conv(sr, layer.kernel, padding="same"))).max() < 1e-4
 generator = srmap.generator(2, stem=4, widths=(8, 4), blocks=(1,))
-assert np.abs(resolve(generator, x[0]) - numpy(generator([x, *place]))[0]).max() < 1e-6
-assert resolve(srgan.generator(4, 1, 4), x[0]).shape == (36, 44, 3)
+assert np.abs(generator.upscale(x[0]) - numpy(generator([x, *place]))[0]).max() < 1e-6
+assert srgan.generator(4, 1, 4).upscale(x[0]).shape == (36, 44, 3)
 real, fake = (numpy(srmap.discriminator(4, (4, 8), (1, 1))(z[:, :12, :12])) for z in (sr, 1 - sr))
 conditioning = pixel_recursive.conditioning_network(4, 2, 3, 4, 1, norm="spade", hidden=3)
 recursive = pixel_recursive.pixel_recursive(conditioning, pixel_recursive.prior_network(8, 3, 6, 1, head=12))

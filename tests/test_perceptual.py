@@ -18,9 +18,9 @@ from superres.datasets.pictures import read_picture, to_uint8, write_picture
 from superres.errors import InputError
 from superres.metrics import colour_error, report
 from superres.metrics.perceptual import LPIPS, SqueezeNetDistance
-from superres.models import resolve
 from superres.models.lapsrn import lapsrn
 from superres.models.srgan import generator
+from superres.models.upscaler import load, load_blended
 
 # Channels of SqueezeNet 1.1: of each fire module, what it gets, squeezes to, and expands to, twice.
 FIRES = {2: (64, 16, 64), 3: (128, 16, 64), 4: (128, 32, 128), 5: (256, 32, 128), 6: (256, 48, 192),
@@ -271,8 +271,8 @@ def networks(tmp_path_factory):
 @pytest.mark.parametrize("blend", [0, 0.25, 0.5, 1])
 def test_a_blend_has_the_weights_between(networks, blend):
     one, two, _ = networks
-    blended = resolve.load_blended(one, blend=blend, other=two)
-    pairs = zip(*(resolve.load(path).get_weights() for path in (one, two)), strict=True)
+    blended = load_blended(one, blend=blend, other=two)
+    pairs = zip(*(load(path).get_weights() for path in (one, two)), strict=True)
     for found, (w, v) in zip(blended.get_weights(), pairs, strict=True):
         np.testing.assert_allclose(found, (1 - blend) * w + blend * v, rtol=1e-6)
         if blend in (0, 1):
@@ -281,7 +281,7 @@ def test_a_blend_has_the_weights_between(networks, blend):
 
 
 def test_a_blend_computes_in_the_precision_asked_for(networks):
-    plain, mixed = (resolve.load_blended(networks[0], precision, 0.5, networks[1])
+    plain, mixed = (load_blended(networks[0], precision, 0.5, networks[1])
                     for precision in ("float32", "bfloat16"))
     assert mixed.get_layer("last").compute_dtype == "bfloat16"
     for one, two in zip(plain.get_weights(), mixed.get_weights(), strict=True):
@@ -311,10 +311,10 @@ def test_upscale_and_evaluate_blend(call, networks, photo, tmp_path, blend):
     (tmp_path / "data").mkdir()
     write_picture(tmp_path / "data" / "a.png", hr)
     arguments = "--blend", blend, "--blend-with", two
-    blended = resolve.load_blended(one, "float32", blend, two)
+    blended = load_blended(one, "float32", blend, two)
     status, *_ = call(upscale.main, one, tmp_path / "data", "-o", tmp_path, *arguments)
     assert status == 0
-    expected = to_uint8(resolve.resolve(blended, hr)).astype(int)
+    expected = blended.upscale(hr).astype(int)
     assert np.abs(read_picture(tmp_path / "a_x2.png").pixels - expected).max() <= 1
     result = tmp_path / "result.json"
     status, *_ = call(evaluate.main, one, "--data", tmp_path / "data", "--json", result, *arguments)
@@ -357,4 +357,4 @@ def test_missing_weights_are_one_line_errors(call, networks, option):
 def test_networks_of_one_size_have_no_distances(call, squeezenet, tmp_path):
     pixel_recursive().save(tmp_path / "network.keras")
     result = call(evaluate.main, tmp_path / "network.keras", "--squeezenet", squeezenet)
-    assert_one_line_error(result, "--lpips, --squeezenet: pictures of networks of one size are too small")
+    assert_one_line_error(result, "squeezenet: only for networks of any size")

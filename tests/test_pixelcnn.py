@@ -8,8 +8,8 @@ from test_layers import convolve
 
 from superres.layers import GatedPixelCNNBlock, MaskedConv2D
 from superres.layers.masked_conv import colour_groups, colour_mask
-from superres.models import resolve
 from superres.models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
+from superres.models.upscaler import load
 from superres.train.pixel_recursive import PixelRecursiveTrainer
 
 GROUPS = {1: "0", 3: "012", 7: "0001122", 8: "00011122", 32: "0" * 11 + "1" * 11 + "2" * 10}
@@ -44,7 +44,7 @@ def in_state(network, state, folder):
             assert (old != new).any()
     elif state == "loaded":
         network.save(folder / "network.keras")
-        network = resolve.load(folder / "network.keras")
+        network = load(folder / "network.keras")
     return network
 
 

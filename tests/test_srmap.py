@@ -7,13 +7,12 @@ import tensorflow as tf
 from keras import ops
 
 from superres.datasets.degradations import imresize
-from superres.datasets.pictures import to_uint8
 from superres.errors import InputError
 from superres.layers import BiasedSiLU, NoiseInjection, ReflectedConv2D
 from superres.losses import Fidelity, energy_score, gradient_penalty, relativistic
 from superres.metrics import lr_psnr
-from superres.models import resolve
 from superres.models.srmap import SIZES, discriminator, generator
+from superres.models.upscaler import load
 from superres.train.gan import penalised
 
 TINY = {"stem": 8, "widths": (16, 8, 8), "blocks": (1, 2)}
@@ -110,11 +109,11 @@ def test_residual_branches_leave_the_trunk_alone_at_the_start(rng):
 def test_noise_of_a_network_is_a_function_of_place_and_seed(rng, randomize, size):
     network = randomize(generator(2, **TINY))
     lr = rng.random((*size, 3), "float32")
-    one = resolve.resolve(network, lr, seed=1)
+    one = network.upscale(lr, seed=1)
     assert one.shape == (2 * size[0], 2 * size[1], 3)
-    np.testing.assert_array_equal(one, resolve.resolve(network, lr, seed=1))
-    assert np.abs(one - resolve.resolve(network, lr, seed=2)).max() > 1e-3
-    calm = [resolve.resolve(network, lr, temperature=0, seed=seed) for seed in (1, 2)]
+    np.testing.assert_array_equal(one, network.upscale(lr, seed=1))
+    assert np.abs(one - network.upscale(lr, seed=2)).max() > 1e-3
+    calm = [network.upscale(lr, temperature=0, seed=seed) for seed in (1, 2)]
     np.testing.assert_array_equal(*calm)
     assert np.abs(calm[0] - one).max() > 1e-3
 
@@ -122,9 +121,8 @@ def test_noise_of_a_network_is_a_function_of_place_and_seed(rng, randomize, size
 def test_tiles_have_the_noise_of_the_whole(photos, randomize):
     network = randomize(generator(4, **TINY, noise_cells=(1, 4), consistent=True), 0.05)
     lr = imresize(photos["astronaut"], 1 / 4)[:30, :50]  # black and white in places
-    whole = np.floor(resolve.resolve(network, lr, 0.7, 3) * 255 + 0.5).astype("uint8")
-    overlap = resolve.reach(network)
-    tiled, other = (resolve.resolve_tiled(network, lr, 32, None, overlap, 0.7, seed) for seed in (3, 4))
+    whole = network.upscale(lr, temperature=0.7, seed=3)
+    tiled, other = (network.upscale(lr, temperature=0.7, seed=seed, tile=32) for seed in (3, 4))
     # A product summed in another order may fall on the other side of a rounding.
     assert np.abs(tiled.astype(int) - whole).max() <= 1
     assert (tiled != whole).mean() < 1e-3
@@ -136,7 +134,7 @@ def test_a_consistent_generator_shrinks_to_lr_in_8_bits(photos, randomize):
     lr = imresize(hr, 1 / 4)
     consistent, free = (randomize(generator(4, **TINY, consistent=flag), 0.05) for flag in (True, False))
     for seed in (0, 1):
-        drawn = [to_uint8(resolve.resolve(network, lr, seed=seed)) for network in (consistent, free)]
+        drawn = [network.upscale(lr, seed=seed) for network in (consistent, free)]
         faithful, loose = (lr_psnr(hr, sr, 4) for sr in drawn)
         assert loose < 40
         assert faithful > 65
@@ -146,15 +144,15 @@ def test_saved_and_at_another_precision_it_is_the_same(rng, randomize, tmp_path)
     network = randomize(generator(4, **TINY, consistent=True), 0.02)
     network.save(tmp_path / "srmap.keras")
     lr = rng.random((16, 16, 3), "float32")
-    loaded = resolve.load(tmp_path / "srmap.keras")
-    np.testing.assert_array_equal(resolve.resolve(loaded, lr), resolve.resolve(network, lr))
-    mixed = resolve.load(tmp_path / "srmap.keras", "bfloat16")
+    loaded = load(tmp_path / "srmap.keras")
+    np.testing.assert_array_equal(loaded.upscale(lr), network.upscale(lr))
+    mixed = load(tmp_path / "srmap.keras", "bfloat16")
     kinds = {layer.name: layer.compute_dtype for layer in mixed.layers}
     assert kinds["stem"] == kinds["stage1_block1_noise"] == "bfloat16"
     assert {kinds[name] for name in ("centred", "up1_bilinear", "up2_picture", "consistent")} == {"float32"}
-    np.testing.assert_allclose(resolve.resolve(mixed, lr), resolve.resolve(network, lr), atol=0.02)
-    assert resolve.scale_of(loaded) == 4
-    assert resolve.stochastic(loaded)
+    np.testing.assert_allclose(mixed.upscale(lr), network.upscale(lr), atol=0.02)
+    assert loaded.scale == 4
+    assert loaded.draws_samples
 
 
 def test_the_discriminator_takes_its_size_alone(rng):

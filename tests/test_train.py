@@ -19,8 +19,8 @@ from superres.errors import InputError
 from superres.losses import Charbonnier
 from superres.metrics import finite_psnr
 from superres.metrics.report import evaluate
-from superres.models import resolve
 from superres.models.lapsrn import lapsrn
+from superres.models.upscaler import load
 from superres.train.lapsrn import PRESETS, Settings, main, trainer
 from superres.train.log import Log
 from superres.train.loop import Keeper, RunSettings, _duration, take_weights, weights_of
@@ -98,7 +98,7 @@ def rows(folder):
 
 
 def weights(folder, name="last.keras"):
-    return resolve.load(os.path.join(folder, name)).get_weights()
+    return load(os.path.join(folder, name)).get_weights()
 
 
 def assert_same_run(folder, other):
@@ -145,7 +145,7 @@ def test_a_run_leaves_its_network_log_settings_and_samples(tiny, tmp_path, capsy
     assert samples == ["epoch_0001.png", "epoch_0002.png"]
     assert read_picture(folder / "samples" / samples[0]).pixels.shape == (68, 4 * 68, 3)
     assert list((folder / "tensorboard").rglob("events*"))
-    assert resolve.scale_of(resolve.load(folder / "model.keras")) == scale
+    assert load(folder / "model.keras").scale == scale
     out = capsys.readouterr().out
     assert "mean" in out
     assert "ALARM" not in out
@@ -157,7 +157,7 @@ def test_training_beats_bicubic_on_what_it_learns_from(tiny, tmp_path):
     log = rows(tmp_path / "run")
     assert float(log[1]["loss"]) < float(log[0]["loss"])
     pairs = list(degraded(split(settings.data, 1, 1, 0)[0], 2, "bicubic"))
-    result = evaluate(resolve.load(tmp_path / "run" / "model.keras"), pairs)
+    result = evaluate(load(tmp_path / "run" / "model.keras"), pairs)
     assert result["mean"]["psnr_y"] > result["bicubic"]["psnr_y"] + 0.1
 
 
@@ -339,7 +339,7 @@ def test_a_flat_picture_ends_no_training(tmp_path, photos, capsys):
 
 
 def test_constant_output_raises_the_alarm(tiny, monkeypatch, capsys):
-    monkeypatch.setattr("superres.train.validation.resolve", lambda network, lr: np.full(
+    monkeypatch.setattr("superres.models.upscaler.Upscaler.upscale", lambda network, lr: np.full(
         (lr.shape[0] * 2, lr.shape[1] * 2, 3), 0.5, "float32"))
     main("quick", tiny(epochs=1))
     assert "ALARM: the output is almost constant (0% of the contrast of HR)" in capsys.readouterr().out
@@ -420,7 +420,7 @@ def test_reported_optimiser_and_network():
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_makes_a_trainer(name):
     settings = dataclasses.replace(PRESETS[name][1], filters=4)
-    assert resolve.scale_of(trainer(settings).network) == settings.scale
+    assert trainer(settings).network.scale == settings.scale
 
 
 def test_cosine_schedule_ends_at_zero(tiny):

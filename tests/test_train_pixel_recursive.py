@@ -18,7 +18,7 @@ from superres.datasets.pictures import read_picture, write_picture
 from superres.datasets.thumbnails import parts
 from superres.errors import InputError
 from superres.layers import SPADEResBlock
-from superres.models import resolve
+from superres.models import upscaler
 from superres.models.sampler import Sampler
 from superres.train.log import Log
 from superres.train.loop import Keeper, RunSettings
@@ -29,10 +29,10 @@ KILLED = """
 import os, signal
 from functools import partial
 import superres.train.pixel_recursive as script
-from superres.metrics import thumbnails
+from superres.models import upscaler
 from superres.train.pixel_recursive import *
 from superres.train.loop import Keeper
-thumbnails.Sampler = script.Sampler = partial(Sampler, jit_compile=False)
+upscaler.Sampler = partial(upscaler.Sampler, jit_compile=False)
 def kill(self, batch, logs=None):
     if self.model.optimizer.iterations.numpy() == {step}:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -184,8 +184,8 @@ def test_regression_minimises_the_mean_square_error(batch):
 def test_every_preset_makes_a_trainer(name):
     settings = PRESETS[name][1]
     model = trainer(settings)
-    assert resolve.scale_of(model.network) == settings.data.scale
-    assert resolve.lr_size(model.network) == settings.data.size == 8
+    assert model.network.scale == settings.data.scale
+    assert model.network.lr_size == settings.data.size == 8
     assert len(model.network.inputs) == (1 if name == "regression" else 2)
     model.optimizer.build(model.trainable_variables)
     assert {float(value) for v in model.optimizer._velocities for value in np.unique(v)} == {
@@ -305,8 +305,7 @@ def test_flips_are_for_training(settings):
 @pytest.fixture
 def uncompiled(monkeypatch):
     """Draw without XLA, whose compilation would take most of the time."""
-    for module in ("superres.train.pixel_recursive", "superres.metrics.thumbnails"):
-        monkeypatch.setattr(f"{module}.Sampler", partial(Sampler, jit_compile=False))
+    monkeypatch.setattr(upscaler, "Sampler", partial(Sampler, jit_compile=False))
 
 
 def test_a_run_leaves_its_network_log_settings_snapshots_and_samples(settings, tmp_path, capsys):
@@ -346,7 +345,7 @@ def test_conditioned_gates_train_and_are_measured_with_lr(settings, tmp_path, un
     main("corners", settings(conditioned=True, ema=0.5, epochs=1))
     assert [key for key in rows(tmp_path / "run")[0] if "bits" in key] == ["val_bits", "val_bits_a"]
     assert ", B " not in capsys.readouterr().out  # alone it is no model of HR
-    network = resolve.load(tmp_path / "run" / "model.keras")
+    network = upscaler.load(tmp_path / "run" / "model.keras")
     assert len(network.get_layer("prior").inputs) == 2
 
 

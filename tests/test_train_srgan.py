@@ -19,8 +19,8 @@ from superres.datasets.pictures import read_picture
 from superres.errors import InputError
 from superres.layers import SpectralConv2D
 from superres.losses import Fidelity, Perceptual, total_variation
-from superres.models import resolve
 from superres.models.srgan import discriminator, generator
+from superres.models.upscaler import load
 from superres.train.gan import GANValidation
 from superres.train.loop import Keeper, RunSettings
 from superres.train.srgan import PRESETS, Settings, TwoPhases, main, schedules, trainer
@@ -414,7 +414,7 @@ def test_averages_are_what_is_saved(whole):
     for number, step in enumerate(passed[1:], start=2):
         average = [0.9 * one + 0.1 * two for one, two in zip(average, step, strict=True)]
         if number in (4, 8):
-            saved = [np.array(v) for v in resolve.load(folder / f"step_{number}.keras").trainable_variables]
+            saved = [np.array(v) for v in load(folder / f"step_{number}.keras").trainable_variables]
             for one, two in zip(saved, average, strict=True):
                 np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-7)
             assert max(np.abs(one - last).max() for one, last in zip(saved, step, strict=True)) > 1e-5

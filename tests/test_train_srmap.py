@@ -18,8 +18,8 @@ from superres.datasets.patches import split
 from superres.datasets.pictures import read_picture
 from superres.errors import InputError
 from superres.losses import Fidelity, energy_score, relativistic
-from superres.models import resolve
 from superres.models.srmap import SIZES, generator
+from superres.models.upscaler import load
 from superres.train.loop import RunSettings
 from superres.train.srmap import OBJECTIVES, PRESETS, NoisyPatches, Settings, main, trainer
 
@@ -283,7 +283,7 @@ def test_a_run_leaves_its_networks_plots_and_samples(whole):
     names = sorted(path.name for path in (whole / "samples").iterdir())
     assert names == ["epoch_0001.png", "epoch_0002.png", "step_000003.png"]
     assert read_picture(whole / "samples" / "step_000003.png").pixels.shape[2] == 3
-    assert resolve.stochastic(resolve.load(whole / "model.keras"))
+    assert load(whole / "model.keras").draws_samples
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(whole, make, processes):

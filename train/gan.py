@@ -6,10 +6,10 @@ import tensorflow as tf
 from matplotlib.figure import Figure
 
 from superres.datasets.degradations import imresize
-from superres.datasets.pictures import contact_sheet, to_uint8, write_picture
+from superres.datasets.pictures import contact_sheet, write_picture
 from superres.losses import gradient_penalty
 from superres.metrics import quality
-from superres.models.resolve import at_precision, load, resolve
+from superres.models.upscaler import at_precision, load
 from superres.train.loop import minimised
 from superres.train.validation import PictureValidation, panels
 
@@ -112,7 +112,7 @@ class GANValidation(PictureValidation):
         for step in steps:
             epoch, network = step // self.steps, load(folder / f"step_{step}.keras")
             title = "warm-up" if epoch <= self.warm_up else f"after epoch {epoch - self.warm_up}"
-            columns.append((title, [to_uint8(resolve(network, lr)) for _, lr, _ in self.pairs[:3]]))
+            columns.append((title, [network.upscale(lr) for _, lr, _ in self.pairs[:3]]))
         rows = min(3, len(self.pairs))
         sheet = Figure(figsize=(2.2 * (len(columns) + 2), 2.3 * rows))
         axes = sheet.subplots(rows, len(columns) + 2, squeeze=False)
@@ -155,7 +155,7 @@ class TrainingSamples(keras.callbacks.Callback):
         if step % self.every:
             return
         self.copy.set_weights(self.model.network.get_weights())
-        rows = [[lr, bicubic, to_uint8(resolve(self.copy, lr[:: self.scale, :: self.scale])), hr]
+        rows = [[lr, bicubic, self.copy.upscale(lr[:: self.scale, :: self.scale]), hr]
                 for lr, bicubic, _, hr in self.pairs]
         write_picture(self.folder / f"step_{step:06d}.png", contact_sheet(rows))
 

@@ -23,8 +23,8 @@ from superres.datasets.patches import Patches, split
 from superres.errors import InputError
 from superres.losses import Charbonnier, Perceptual
 from superres.metrics.report import evaluate, table
-from superres.models import resolve
 from superres.models.lapsrn import direct_residual, lapsrn
+from superres.models.upscaler import load
 from superres.train.loop import RunSettings, averaging, check_average, fit, take_weights, weights_of
 from superres.train.validation import PictureValidation
 
@@ -177,7 +177,7 @@ def trainer(settings):
         residual=settings.residual, initial=settings.initial,
     )
     if settings.start:
-        take_weights(network, with_direct_residual(weights_of(resolve.load(settings.start)), network),
+        take_weights(network, with_direct_residual(weights_of(load(settings.start)), network),
                      settings.start_partial)
     total = settings.epochs * settings.steps
     schedule = (
@@ -233,7 +233,7 @@ def main(preset: str, settings: Settings):
         lambda: trainer(settings), patches, PictureValidation(val), settings, run=settings.run,
         paper="lapsrn", preset=preset, epochs=settings.epochs, steps=settings.steps,
     )
-    print(table(evaluate(resolve.load(folder / "model.keras"), test or val)))
+    print(table(evaluate(load(folder / "model.keras"), test or val)))
 
 
 def cli():

@@ -29,7 +29,7 @@ import yaml
 
 from superres.datasets.pictures import write_picture
 from superres.errors import InputError
-from superres.models.resolve import at_precision
+from superres.models.upscaler import at_precision
 from superres.precision import chosen_precision
 from superres.train.log import Log
 

@@ -34,9 +34,9 @@ from superres.metrics.thumbnails import (
     thumbnail_sheet,
     thumbnail_table,
 )
-from superres.models import resolve
 from superres.models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
-from superres.models.sampler import Sampler
+from superres.models.sampler import draws, networks_of
+from superres.models.upscaler import load, upscaler
 from superres.train.loop import (
     RunSettings,
     averaging,
@@ -204,9 +204,9 @@ class PixelRecursiveTrainer(keras.Model):
 
     def losses_of(self, lr, hr):
         """(what is minimised, what is shown): nats and bits per dimension, or the mean square error."""
-        if len(self.network.inputs) == 1:
+        if not networks_of(self.network)[1]:
             output = self.network(lr, training=True)
-            if output.shape.rank == 4:
+            if not draws(self.network):
                 loss = ops.mean(ops.square(hr - output))
                 return loss, loss
             nats = cross_entropy(hr, output)
@@ -226,12 +226,10 @@ class ThumbnailValidation(Validation):
     def __init__(self, pictures, model, sampled=32):
         self.pictures, self.sampled = pictures, pictures[:sampled]
         self.key = "val_mse" if model == "regression" else "val_bits"
-        self.sampler = None
 
     def __call__(self, network):
-        self.sampler = self.sampler or Sampler(network)  # compiled once: the object stays the same
         lr = self.sampled.lr
-        drawn = {"samples": self.sampler.sample(lr), "greedy": self.sampler.sample(lr, np.inf)}
+        drawn = {"samples": network.sample(lr), "greedy": network.sample(lr, np.inf)}
         scores = {**likelihood(network, self.pictures), **sample_quality(self.sampled, drawn["samples"])}
         return {f"val_{key}": value for key, value in scores.items()}, thumbnail_sheet(self.sampled, drawn)
 
@@ -252,8 +250,9 @@ def trainer(settings):
             data.size * data.scale, data.channels, settings.prior_filters, settings.prior_blocks,
             head=settings.prior_head, condition=settings.filters * settings.conditioned,
             initializer=initializer))
+    network = upscaler(network)
     if settings.start:
-        take_weights(network, weights_of(resolve.load(settings.start)), settings.start_partial)
+        take_weights(network, weights_of(load(settings.start)), settings.start_partial)
     schedule = keras.optimizers.schedules.ExponentialDecay(
         settings.learning_rate, settings.decay_steps, settings.decay, staircase=True)
     model = PixelRecursiveTrainer(network, (*settings.conditioning_weight, settings.conditioning_steps))
@@ -298,7 +297,7 @@ def main(preset: str, settings: Settings):
         run=settings.run, paper="pixel_recursive", preset=preset, epochs=settings.epochs,
         steps=settings.steps,
     )
-    result, drawn = evaluate_thumbnails(resolve.load(folder / "model.keras"), test[:100], train)
+    result, drawn = evaluate_thumbnails(load(folder / "model.keras"), test[:100], train)
     write_picture(folder / "samples" / "test.png", thumbnail_sheet(test, drawn))
     print(thumbnail_table(result))
 

@@ -25,8 +25,8 @@ from superres.datasets.patches import Patches, split
 from superres.errors import InputError
 from superres.losses import Fidelity, Perceptual, grid, relativistic, standard, total_variation
 from superres.metrics.report import evaluate, table
-from superres.models import resolve
 from superres.models.srgan import discriminator, generator, start_as_interpolation
+from superres.models.upscaler import load
 from superres.train.gan import GANTrainer, GANValidation, gradient_norm, penalised
 from superres.train.loop import (
     RunSettings,
@@ -259,7 +259,7 @@ def trainer(settings):
     if settings.initial == "interpolation":
         start_as_interpolation(network)
     if settings.start:
-        take_weights(network, weights_of(resolve.load(settings.start)), settings.start_partial)
+        take_weights(network, weights_of(load(settings.start)), settings.start_partial)
     terms = {"pixel": (settings.pixel, {"mse": _mse, "l1": _l1}[settings.pixel_loss])}
     if settings.vgg:
         perceptual = Perceptual(settings.vgg_layer, settings.vgg_weights, settings.vgg_scale,
@@ -325,7 +325,7 @@ def main(preset: str, settings: Settings):
         preset=preset, epochs=settings.warm_up + settings.epochs, steps=settings.steps,
         callbacks=[Phases(settings.warm_up)],
     )
-    print(table(evaluate(resolve.load(folder / "model.keras"), test or val)))
+    print(table(evaluate(load(folder / "model.keras"), test or val)))
 
 
 def cli():

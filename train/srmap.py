@@ -29,8 +29,8 @@ from superres.errors import InputError
 from superres.layers import NoiseInjection
 from superres.losses import Fidelity, PerceptualEnergy, energy_score, relativistic
 from superres.metrics.report import evaluate, table
-from superres.models import resolve
 from superres.models.srmap import CRITIC_WIDTHS, SIZES, crop_of, discriminator, generator
+from superres.models.upscaler import load
 from superres.train.gan import GANTrainer, GANValidation, TrainingSamples, gradient_norm, penalised
 from superres.train.loop import (
     RunSettings,
@@ -177,10 +177,8 @@ class SRMAPTrainer(GANTrainer):
 
     def sample(self, lr, seed):
         """SR of a batch; seed (B,)."""
-        if not resolve.stochastic(self.network):
-            return self.network(lr, training=True)
         temperature, origin = tf.ones_like(seed, tf.float32), tf.zeros((tf.shape(seed)[0], 2), tf.int32)
-        return self.network([lr, seed, temperature, origin], training=True)
+        return self.network(self.network.feed(lr, temperature, seed, origin), training=True)
 
     def generator_loss(self, lr, seeds, hr):
         """Equation 6: (loss, dict of its terms, SR)."""
@@ -258,7 +256,7 @@ def trainer(settings):
                         initial_noise=settings.initial_noise, noise_cells=settings.noise_cells,
                         consistent=settings.consistent)
     if settings.start:
-        take_weights(network, weights_of(resolve.load(settings.start)), settings.start_partial,
+        take_weights(network, weights_of(load(settings.start)), settings.start_partial,
                      new=(NoiseInjection,))  # which a generator trained on L1 lacks
     weights = {key: getattr(settings, key) for key in (*OBJECTIVES, "r1", "r2")}
     if not settings.adversarial:
@@ -329,7 +327,7 @@ def main(preset: str, settings: Settings):
         lambda: trainer(settings), patches, validation, settings, run=settings.run, paper="srmap",
         preset=preset, epochs=settings.epochs, steps=settings.steps, callbacks=samples,
     )
-    print(table(evaluate(resolve.load(folder / "model.keras"), test or val)))
+    print(table(evaluate(load(folder / "model.keras"), test or val)))
 
 
 def cli():

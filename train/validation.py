@@ -5,9 +5,8 @@ import math
 import numpy as np
 
 from superres.datasets.degradations import imresize
-from superres.datasets.pictures import contact_sheet, to_float, to_uint8
+from superres.datasets.pictures import contact_sheet
 from superres.metrics.image import quality
-from superres.models.resolve import resolve
 
 
 class Validation:
@@ -37,16 +36,16 @@ class PictureValidation(Validation):
         self.pairs = pairs
 
     def __call__(self, network):
-        pictures = [resolve(network, lr) for _, lr, _ in self.pairs]
-        scores = [quality(hr, to_uint8(sr), hr.shape[0] // lr.shape[0])
+        pictures = [network.upscale(lr) for _, lr, _ in self.pairs]
+        scores = [quality(hr, sr, hr.shape[0] // lr.shape[0])
                   for (_, lr, hr), sr in zip(self.pairs, pictures, strict=True)]
-        contrasts = [sr.std() / to_float(hr).std()
+        contrasts = [sr.std() / hr.std()
                      for (_, _, hr), sr in zip(self.pairs, pictures, strict=True) if hr.std() > 1]
         contrast = np.mean(contrasts or 1)
         if contrast < 0.1:
             print(f"ALARM: the output is almost constant ({contrast:.0%} of the contrast of HR): "
                   "check that LR and HR belong together")
-        sheet = contact_sheet([panels(lr, to_uint8(sr), hr)
+        sheet = contact_sheet([panels(lr, sr, hr)
                                for (_, lr, hr), sr in zip(self.pairs[:4], pictures, strict=False)])
         return {f"val_{key}": float(np.mean([score[key] for score in scores]))
                 for key in ("psnr_y", "ssim_y")}, sheet

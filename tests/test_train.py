@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import math
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ import superres.train.lapsrn as script
 from superres.datasets.degradations import degraded
 from superres.datasets.patches import Patches, split
 from superres.datasets.pictures import read_picture, write_picture
-from superres.errors import InputError
+from superres.errors import InputError, check_range
 from superres.losses import Charbonnier
 from superres.metrics import finite_psnr
 from superres.metrics.report import evaluate
@@ -198,11 +199,25 @@ def test_a_run_on_fixed_patches_walks_them_and_goes_on_to_the_bit(tiny, tmp_path
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
+def test_numbers_out_of_range_are_named():
+    values = {"limit": None, "tile": 0, "ema": 1.0}
+    check_range(values, least=0)
+    check_range(values, "limit", "ema", least=1)
+    for value, limits, message in ((0, {"least": 1}, "at least 1, not 0"),
+                                   (1.0, {"least": 0, "below": 1}, "at least 0 and below 1, not 1.0"),
+                                   (math.nan, {"least": 0}, "at least 0, not nan")):
+        with pytest.raises(InputError, match=f"^tile: must be {re.escape(message)}$"):
+            check_range({**values, "tile": value}, "limit", "tile", **limits)
+
+
 @pytest.mark.parametrize(("changes", "message"), [
+    *(({name: 0}, f"{name}: must be at least 1, not 0")
+      for name in ("patch", "batch", "filters", "epochs", "steps")),
+    ({"ema": 1.0}, r"ema: must be at least 0 and below 1, not 1\.0"),
     ({"patches": 4}, "steps: 16 patches in batches of 4 are 4 steps an epoch, not 3"),
     ({"patches": -1}, "patches: must be at least 0, not -1"),
 ])
-def test_steps_must_fit_the_fixed_patches(tiny, tmp_path, changes, message):
+def test_wrong_settings_are_one_line_errors(tiny, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         main("quick", tiny(**changes))
     assert not (tmp_path / "run").exists()

@@ -25,7 +25,7 @@ from keras import ops
 from superres.datasets.catalogue import has_corners
 from superres.datasets.pictures import write_picture
 from superres.datasets.thumbnails import Crop, Thumbnails, parts
-from superres.errors import InputError
+from superres.errors import InputError, check_range
 from superres.losses import cross_entropy
 from superres.metrics.thumbnails import (
     evaluate_thumbnails,
@@ -40,7 +40,6 @@ from superres.models.sampler import Sampler
 from superres.train.loop import (
     RunSettings,
     averaging,
-    check_average,
     fit,
     minimised,
     take_weights,
@@ -285,13 +284,12 @@ def main(preset: str, settings: Settings):
     PRESET --help explains every setting.
     """
     numbers = {**vars(settings), **{f"data.{name}": value for name, value in vars(settings.data).items()}}
-    least = dict.fromkeys(
-        ("batch", "filters", "blocks", "hidden", "transpose_kernel", "prior_filters", "prior_head", "epochs",
-         "steps", "decay_steps", "conditioning_steps", "data.size", "data.val_pictures"), 1)
-    for name, smallest in {**least, "prior_blocks": 0, "data.held_out": 2}.items():
-        if numbers[name] < smallest:
-            raise InputError(f"{name}: must be at least {smallest}, not {numbers[name]}")
-    check_average(settings.ema)
+    check_range(numbers, "batch", "filters", "blocks", "hidden", "transpose_kernel", "prior_filters",
+                "prior_head", "epochs", "steps", "decay_steps", "conditioning_steps", "data.size",
+                "data.val_pictures", least=1)
+    check_range(numbers, "prior_blocks", least=0)
+    check_range(numbers, "data.held_out", least=2)
+    check_range(numbers, "ema", least=0, below=1)
     train, val, test = split(settings)
     folder = fit(
         lambda: trainer(settings), train, ThumbnailValidation(val, settings.model), settings,

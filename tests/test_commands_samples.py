@@ -9,10 +9,11 @@ import pytest
 from test_pixelcnn import tiny
 
 from superres import evaluate, upscale
+from superres.datasets.catalogue import load
 from superres.datasets.corners import corner_count
 from superres.datasets.degradations import imresize
 from superres.datasets.pictures import read_picture, write_picture
-from superres.datasets.thumbnails import Thumbnails, parts, thumbnail
+from superres.datasets.thumbnails import Thumbnails, thumbnail
 from superres.errors import InputError
 from superres.metrics import ms_ssim, psnr, ssim, thumbnails
 from superres.models import resolve
@@ -169,7 +170,8 @@ def test_evaluate_measures_held_out_pictures(run_command, rgb, faces, tmp_path):
     assert list(network) == ["psnr", "ssim", "ms_ssim", "consistency", "diversity"]
     assert network["diversity"] > 1
 
-    known, held_out = (Thumbnails(part, 8, 4, crop="face") for part in parts(faces, 3))
+    known, held_out = (Thumbnails(load(faces, side, held_out=3), 8, 4, crop="face")
+                       for side in ("train", "test"))
     assert held_out.names == ["0", "3", "6"]
     for measure in (psnr, ssim, ms_ssim):
         scores = [measure(hr, imresize(lr, 4)) for lr, hr in zip(held_out.lr, held_out.hr, strict=True)]
@@ -197,7 +199,7 @@ def test_evaluate_on_corners_counts_digits(call, grey, tmp_path, capsys):
     assert "consistency" not in out
     figures = json.loads((tmp_path / "a.json").read_text())
     assert list(figures["methods"]) == ["network"]
-    pictures = Thumbnails(parts("corners")[1], 8, 2, channels=1, corners=True)[:5]
+    pictures = Thumbnails(load("corners", "test", 5), 8, 2, channels=1, corners=True)
     drawn = Sampler(resolve.load(grey), jit_compile=False).sample(pictures.lr, samples=2)
     one = np.mean([corner_count(samples, pictures.lr) == 1 for samples in drawn])
     assert figures["methods"]["network"]["one_digit"] == pytest.approx(one)
@@ -209,7 +211,7 @@ def test_evaluate_measures_the_error_of_a_regression(call, regression, faces, tm
     assert err == ""
     assert out.startswith("mean square error: ")
     figures = json.loads((tmp_path / "a.json").read_text())
-    pictures = Thumbnails(parts(faces)[1], 8, 2)
+    pictures = Thumbnails(load(faces), 8, 2)
     mean = resolve.load(regression).predict_on_batch(pictures.lr / np.float32(255))
     error = np.square(mean - pictures.hr / 255).mean()
     assert figures["likelihood"] == {"mse": pytest.approx(error, rel=1e-4)}

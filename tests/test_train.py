@@ -14,7 +14,7 @@ import yaml
 
 import superres.train.lapsrn as script
 from superres.datasets.degradations import degraded
-from superres.datasets.patches import Patches, split
+from superres.datasets.patches import Patches, split_pictures
 from superres.datasets.pictures import read_picture, write_picture
 from superres.errors import InputError, check_range
 from superres.losses import Charbonnier
@@ -32,7 +32,7 @@ STEPS = 3
 REPLICAS = """
 import sys
 import keras, numpy as np
-from superres.datasets.patches import Patches, split
+from superres.datasets.patches import Patches, split_pictures
 from superres.train.lapsrn import Settings, trainer, main
 from superres.train.loop import RunSettings, strategy
 
@@ -48,7 +48,7 @@ for replicas in (2, 1):
         before = model.network.get_weights()
         model.compile(keras.optimizers.SGD(0.1), model.loss)
         model.optimizer.build(model.trainable_variables)
-    patches = Patches(split((data,), 1, 0, 0)[0], 4, 8, 4, channels=1, pyramid=True)
+    patches = Patches(split_pictures((data,), 1, 0, 0)[0], 4, 8, 4, channels=1, pyramid=True)
     history = model.fit(patches.dataset(), steps_per_epoch=1, verbose=0).history
     results.append((model.network.get_weights(), history))
 (two, logs_two), (one, logs_one) = results
@@ -157,7 +157,7 @@ def test_training_beats_bicubic_on_what_it_learns_from(tiny, tmp_path):
     main("quick", settings)
     log = rows(tmp_path / "run")
     assert float(log[1]["loss"]) < float(log[0]["loss"])
-    pairs = list(degraded(split(settings.data, 1, 1, 0)[0], 2, "bicubic"))
+    pairs = list(degraded(split_pictures(settings.data, 1, 1, 0)[0], 2, "bicubic"))
     result = evaluate(resolve.load(tmp_path / "run" / "model.keras"), pairs)
     assert result["mean"]["psnr_y"] > result["bicubic"]["psnr_y"] + 0.1
 
@@ -394,7 +394,7 @@ def test_the_psnr_of_a_step_is_the_mean_over_patches_and_finite(tiny, rng):
 def test_loss_sees_the_levels_that_the_settings_name(tiny, levels):
     settings = tiny(scale=4, levels=levels)
     model = trainer(settings)
-    examples = split(settings.data, 1, 1, 0)[0]
+    examples = split_pictures(settings.data, 1, 1, 0)[0]
     batch = Patches(examples, 4, 8, 4, channels=1, pyramid=levels == "all")[0]
     outputs = model.network(batch[0])
     expected = sum(

@@ -19,7 +19,7 @@ import keras
 import tensorflow as tf
 
 from superres.datasets.degradations import degraded
-from superres.datasets.patches import Patches, split
+from superres.datasets.patches import Patches, split_pictures
 from superres.errors import InputError, check_range
 from superres.losses import Charbonnier, Perceptual
 from superres.metrics.report import evaluate, table
@@ -216,8 +216,8 @@ def main(preset: str, settings: Settings):
     check_range(numbers, "patch", "batch", "filters", "epochs", "steps", least=1)
     check_range(numbers, "patches", least=0)
     check_range(numbers, "ema", least=0, below=1)
-    train, val, test = split(settings.data, settings.val_pictures, settings.test_pictures,
-                             settings.run.seed, settings.train_pictures)
+    train, val, test = split_pictures(settings.data, settings.val_pictures, settings.test_pictures,
+                                      settings.run.seed, settings.train_pictures)
     val, test = (list(degraded(part, settings.scale, settings.degradation)) for part in (val, test))
     patches = Patches(
         train, settings.scale, settings.patch, settings.batch, channels=settings.channels,

@@ -22,9 +22,10 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from superres.datasets.catalogue import has_corners
+from superres.datasets.catalogue import has_corners, load
+from superres.datasets.likeness import warn_of_likenesses
 from superres.datasets.pictures import write_picture
-from superres.datasets.thumbnails import Crop, Thumbnails, parts
+from superres.datasets.thumbnails import Crop, Thumbnails
 from superres.errors import InputError, check_range
 from superres.losses import cross_entropy
 from superres.metrics.thumbnails import (
@@ -262,19 +263,23 @@ def trainer(settings):
     return model
 
 
-def split(settings):
-    """(training, validation, test) pictures, as `Thumbnails`."""
+def split_thumbnails(settings):
+    """(training, validation, test) pictures, as `Thumbnails`.
+
+    A picture of validation or test that looks like one of training is warned of.
+    """
     data = settings.data
-    sides = zip(*(parts(source, data.held_out) for source in data.source), strict=True)
     train, rest = (
-        Thumbnails(chain(*side), data.size, data.scale, channels=data.channels, crop=data.crop,
-                   batch=settings.batch, flip=data.flip, seed=settings.run.seed,
-                   corners=all(map(has_corners, data.source)))
-        for side in sides
+        Thumbnails(chain(*(load(source, side, held_out=data.held_out) for source in data.source)),
+                   data.size, data.scale, channels=data.channels, crop=data.crop, batch=settings.batch,
+                   flip=data.flip, seed=settings.run.seed, corners=all(map(has_corners, data.source)))
+        for side in ("train", "test")
     )
     if len(rest) <= data.val_pictures:
         raise InputError(f"data: {len(rest)} pictures held out are too few to validate on "
                          f"{data.val_pictures} (data.val_pictures) and test on others")
+    if not train.corners:  # where different digits look alike
+        warn_of_likenesses(zip(rest.names, rest.hr, strict=True), zip(train.names, train.hr, strict=True))
     return train, rest[: data.val_pictures], rest[data.val_pictures :]
 
 
@@ -290,7 +295,7 @@ def main(preset: str, settings: Settings):
     check_range(numbers, "prior_blocks", least=0)
     check_range(numbers, "data.held_out", least=2)
     check_range(numbers, "ema", least=0, below=1)
-    train, val, test = split(settings)
+    train, val, test = split_thumbnails(settings)
     folder = fit(
         lambda: trainer(settings), train, ThumbnailValidation(val, settings.model), settings,
         run=settings.run, paper="pixel_recursive", preset=preset, epochs=settings.epochs,

@@ -21,7 +21,7 @@ import keras
 import tensorflow as tf
 
 from superres.datasets.degradations import degraded
-from superres.datasets.patches import Patches, split
+from superres.datasets.patches import Patches, split_pictures
 from superres.errors import InputError, check_range
 from superres.losses import Fidelity, Perceptual, grid, relativistic, standard, total_variation
 from superres.metrics.report import evaluate, table
@@ -308,7 +308,8 @@ def main(preset: str, settings: Settings):
     if settings.epochs and not (settings.warm_up or settings.start or settings.scratch):
         raise InputError("warm_up: a game that begins with an untrained generator does not converge; give "
                          "--start a network, or --scratch to try")
-    train, val, test = split(settings.data, settings.val_pictures, settings.test_pictures, settings.run.seed)
+    train, val, test = split_pictures(settings.data, settings.val_pictures, settings.test_pictures,
+                                      settings.run.seed)
     val, test = (list(degraded(part, settings.scale, "bicubic")) for part in (val, test))
     patches = Patches(train, settings.scale, settings.crop // settings.scale, settings.batch,
                       seed=settings.run.seed)

@@ -24,7 +24,7 @@ import keras
 import tensorflow as tf
 
 from superres.datasets.degradations import degraded
-from superres.datasets.patches import NoisyPatches, split
+from superres.datasets.patches import NoisyPatches, split_pictures
 from superres.errors import InputError, check_range
 from superres.layers import NoiseInjection
 from superres.losses import Fidelity, PerceptualEnergy, energy_score, relativistic
@@ -316,7 +316,8 @@ def main(preset: str, settings: Settings):
     PRESET --help explains every setting.
     """
     check(settings)
-    train, val, test = split(settings.data, settings.val_pictures, settings.test_pictures, settings.run.seed)
+    train, val, test = split_pictures(settings.data, settings.val_pictures, settings.test_pictures,
+                                      settings.run.seed)
     val, test = (list(degraded(part, settings.scale, "bicubic")) for part in (val, test))
     patches = NoisyPatches(train, settings.scale, settings.crop // settings.scale, settings.batch,
                            seed=settings.run.seed)

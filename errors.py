@@ -1,5 +1,24 @@
-"""The one exception that stands for a mistake of the user's, not of the program's."""
+"""What stands for a mistake of the user's, not of the program's, and the commonest check for one."""
+
+import math
 
 
 class InputError(ValueError):
     """What the user gave cannot be used. The message is one line: what, expected, found."""
+
+
+def check_range(values, *names, least, below=math.inf):
+    """Raise InputError for the first number outside of [least, below).
+
+    Args:
+        values: Dict of name -> number, such as `vars(settings)`. None is no number, and passes.
+        *names: Which of them are checked; none: all.
+
+    Example:
+        >>> check_range({"tile": 0}, least=1)
+        InputError: tile: must be at least 1, not 0
+    """
+    wanted = f"at least {least}" + (f" and below {below}" if below < math.inf else "")
+    for name in names or values:
+        if values[name] is not None and not least <= values[name] < below:
+            raise InputError(f"{name}: must be {wanted}, not {values[name]}")

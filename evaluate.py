@@ -23,7 +23,6 @@ from superres.commands import command  # first: it quietens TensorFlow
 
 # isort: split
 import json
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -35,7 +34,7 @@ from superres.datasets.catalogue import has_corners, load
 from superres.datasets.degradations import degraded
 from superres.datasets.likeness import warn_of_likenesses
 from superres.datasets.pictures import write_picture
-from superres.datasets.thumbnails import Crop, Thumbnails, parts
+from superres.datasets.thumbnails import Crop, Thumbnails
 from superres.errors import InputError
 from superres.metrics.perceptual import LPIPS, SqueezeNetDistance
 from superres.metrics.report import evaluate, figure, table
@@ -114,11 +113,11 @@ def main(
     if network.lr_size:
         if held_out is not None and (held_out < 2 or not Path(data).is_dir()):
             raise InputError("--held-out: takes a number from 2 on, and --data a folder")
-        known, examples = parts(data, held_out)
         size, arguments = network.lr_size, {"channels": network.channels, "crop": crop or "centre",
                                             "corners": has_corners(data)}
-        pictures = Thumbnails(islice(examples, limit), size, network.scale, **arguments)
-        known = Thumbnails(known, size, network.scale, **arguments) if held_out else None
+        pictures = Thumbnails(load(data, "test", limit, held_out), size, network.scale, **arguments)
+        known = (Thumbnails(load(data, "train", held_out=held_out), size, network.scale, **arguments)
+                 if held_out else None)
         result, drawn = evaluate_thumbnails(network, pictures, known, **drawing)
         print(thumbnail_table(result))
         if figure_file:

@@ -59,7 +59,7 @@ class Example(NamedTuple):
     lr: np.ndarray | None = None
 
 
-def load(source, split="train", limit=None) -> Iterator[Example]:
+def load(source, split="train", limit=None, held_out=None) -> Iterator[Example]:
     """Yield the pictures of a source, decoded one at a time, in a fixed order.
 
     Args:
@@ -72,8 +72,10 @@ def load(source, split="train", limit=None) -> Iterator[Example]:
             one when testing). Through TensorFlow Datasets: `corners/mnist` (14 x 14 in
             28 x 28), `celeb_a`, `lsun/bedroom`, `cars196`, `svhn_cropped`, and
             `div2k/bicubic_x2` and every other DIV2K configuration.
-        split: `"train"` or `"test"`. A folder has no splits and ignores it.
+        split: `"train"` or `"test"`. A folder has no splits of its own: see `held_out`.
         limit: Stop after so many pictures.
+        held_out: Of a folder, one file in so many is the test split, the first one and so on; None:
+            both splits are the whole folder.
 
     Files that cannot be read are reported with a warning and left out.
 
@@ -82,7 +84,7 @@ def load(source, split="train", limit=None) -> Iterator[Example]:
     """
     source = str(source)
     if Path(source).is_dir():
-        examples = _folder(Path(source))
+        examples = _folder(Path(source), split, held_out)
     elif source == "photos":
         examples = _photos(split)
     elif source == "dead_leaves":
@@ -120,7 +122,7 @@ def _photos(split):
         yield Example(name.split(".")[0], read_picture(folder / name).pixels)
 
 
-def _folder(folder):
+def _folder(folder, split, held_out):
     paired = (folder / "hr").is_dir() and (folder / "lr").is_dir()
     paths = list_pictures(folder / "hr" if paired else folder)
     low = {_stem(path): path for path in list_pictures(folder / "lr")} if paired else {}
@@ -128,6 +130,8 @@ def _folder(folder):
         raise InputError(
             f"{folder}: {len(missing)} pictures stand in only one of hr/ and lr/, first: {missing[0]}"
         )
+    if held_out:  # by the file's number: nothing is read of the other split
+        paths = [path for number, path in enumerate(paths) if (number % held_out == 0) == (split == "test")]
     found = 0
     for path in paths:
         try:
@@ -136,7 +140,7 @@ def _folder(folder):
             found += 1
         except InputError as error:
             warnings.warn(f"left out: {error}", stacklevel=2)
-    if not found:
+    if paths and not found:
         raise InputError(f"{folder}: none of the {len(paths)} picture files can be read")
 
 

@@ -24,7 +24,7 @@ KERNEL_SIZE = 11
 ALIGNMENT_SAMPLE = 32  # pictures: a shift is common to all
 
 
-def split(sources, val, test, seed, train=0):
+def split_pictures(sources, val, test, seed, train=0):
     """Read the pictures of all sources and part them at random: (train, val, test).
 
     A picture of val or test that looks like one of train is warned of.

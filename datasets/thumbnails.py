@@ -1,13 +1,11 @@
 """Pairs of whole small pictures, for networks that learn one kind of picture at one size."""
 
 from copy import copy
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from superres.datasets.batches import numbered_batches
-from superres.datasets.catalogue import load
 from superres.datasets.degradations import imresize
 from superres.datasets.pictures import to_float
 from superres.errors import InputError
@@ -36,24 +34,6 @@ def thumbnail(picture, size, channels=3, crop="centre"):
     """The square of (H, W, C) uint8, shrunk or enlarged: (size, size, channels) uint8."""
     picture = square(_as_channels(picture, channels), crop)
     return picture if len(picture) == size else imresize(picture, size / len(picture))
-
-
-def parts(source, held_out=None):
-    """Part a source of pictures in two: iterables of `catalogue.Example`, (training, held out).
-
-    Args:
-        source: See `catalogue.load`. The catalogue's names have a test split.
-        held_out: Of a folder, one picture in so many is held out; None: all.
-    """
-    if not Path(source).is_dir():
-        return load(source), load(source, "test")
-
-    def part(test):
-        for number, example in enumerate(load(source)):
-            if test == (held_out is None or number % held_out == 0):
-                yield example
-
-    return part(False), part(True)
 
 
 class Thumbnails:

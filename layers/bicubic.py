@@ -5,18 +5,16 @@ import numpy as np
 from keras import ops
 
 from superres.cubic import cubic
+from superres.layers.base import Configured
 
 
-class _Bicubic(keras.layers.Layer):
+class _Bicubic(Configured, keras.layers.Layer):
     """Without weights, and always in float32 or wider: in bfloat16 pictures would lose their last bits."""
 
     def __init__(self, scale=2, dtype=None, **kwargs):
         wide = keras.dtype_policies.get(dtype).compute_dtype == "float64"
         super().__init__(dtype="float64" if wide else "float32", **kwargs)
         self.scale = scale
-
-    def get_config(self):
-        return {**super().get_config(), "scale": self.scale}
 
 
 @keras.saving.register_keras_serializable(package="superres")
@@ -171,9 +169,6 @@ class ConsistentPicture(_Bicubic):
 
     def compute_output_shape(self, input_shape):
         return input_shape[1]
-
-    def get_config(self):
-        return {**super().get_config(), "rounds": self.rounds}
 
 
 def _downsampling_taps(scale):

@@ -4,11 +4,12 @@ import keras
 import numpy as np
 from keras import initializers, ops
 
+from superres.layers.base import Configured
 from superres.layers.masked_conv import colour_mask
 
 
 @keras.saving.register_keras_serializable(package="superres")
-class GatedPixelCNNBlock(keras.layers.Layer):
+class GatedPixelCNNBlock(Configured, keras.layers.Layer):
     """Gated convolution of a vertical and a horizontal stack: [v, h] or [v, h, s] -> [v, h].
 
     The vertical stack sees the rows above. The horizontal stack sees, of its own row,
@@ -153,16 +154,6 @@ class GatedPixelCNNBlock(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape):
         return [(*shape[:-1], self.filters) for shape in input_shape[:2]]
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "filters": self.filters,
-            "kernel_size": self.kernel_size,
-            "mask_type": self.mask_type,
-            "colours": self.colours,
-            "kernel_initializer": initializers.serialize(self.kernel_initializer),
-        }
 
 
 def _convolve(features, kernel):

@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from superres.layers.base import Configured, SameConv2D
+
 
 def colour_groups(channels, colours=3, gates=1):
     """Which colour each of `channels` feature maps belongs to: an integer vector.
@@ -27,7 +29,7 @@ def colour_mask(inputs, outputs, mask_type, colours=3, gates=1):
 
 
 @keras.saving.register_keras_serializable(package="superres")
-class MaskedConv2D(keras.layers.Conv2D):
+class MaskedConv2D(Configured, SameConv2D):
     """Causal convolution: (B, H, W, C) -> (B, H, W, filters).
 
     An output sees the rows above, the pixels to the left, and of its own pixel the
@@ -54,13 +56,9 @@ class MaskedConv2D(keras.layers.Conv2D):
     """
 
     def __init__(self, filters, kernel_size, mask_type="B", colours=3, **kwargs):
-        super().__init__(filters, kernel_size, padding="same", data_format="channels_last", **kwargs)
+        super().__init__(filters, kernel_size, **kwargs)
         if mask_type not in ("A", "B"):
             raise ValueError(f"mask_type must be 'A' or 'B', not {mask_type!r}")
-        if not all(size % 2 for size in self.kernel_size):
-            raise ValueError(f"kernel_size must be odd, not {self.kernel_size}")
-        if {*self.strides, *self.dilation_rate, self.groups} != {1}:
-            raise ValueError("strides, dilation_rate and groups must be 1: the mask knows no other")
         self.mask_type = mask_type
         self.colours = colours
 
@@ -102,9 +100,3 @@ class MaskedConv2D(keras.layers.Conv2D):
     def masked_kernel(self):
         """The kernel as it is used."""
         return self.kernel * self._mask
-
-    def get_config(self):
-        config = super().get_config()
-        for fixed in ("strides", "padding", "dilation_rate", "groups", "data_format"):
-            config.pop(fixed)
-        return {**config, "mask_type": self.mask_type, "colours": self.colours}

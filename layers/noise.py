@@ -5,6 +5,8 @@ import numpy as np
 from keras import ops
 from scipy.special import ndtri
 
+from superres.layers.base import Configured
+
 # What 14 random bits stand for: four values of the standard normal distribution, whose quantiles
 # each column has in an order of its own. Looked up together, they take a quarter of the time.
 # RandomState, unlike numpy's newer generators, gives the same numbers in all versions.
@@ -27,7 +29,7 @@ def _mixed(bits):
 
 
 @keras.saving.register_keras_serializable(package="superres")
-class NoiseInjection(keras.layers.Layer):
+class NoiseInjection(Configured, keras.layers.Layer):
     """x + temperature * scale * n, n drawn from N(0, 1) for every pixel and channel.
 
     Takes [x (B, H, W, C), seed (B,) int32, temperature (B,), origin (B, 2) int32] and gives
@@ -99,7 +101,3 @@ class NoiseInjection(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape):
         return input_shape[0]
-
-    def get_config(self):
-        return {**super().get_config(), "stream": self.stream, "factor": self.factor, "initial": self.initial,
-                "cell": self.cell}

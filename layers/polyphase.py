@@ -3,9 +3,11 @@
 import keras
 from keras import ops
 
+from superres.layers.base import SameConv2D
+
 
 @keras.saving.register_keras_serializable(package="superres")
-class PolyphaseConv2D(keras.layers.Conv2D):
+class PolyphaseConv2D(SameConv2D):
     """`Conv2D` of stride 1 with `same` padding, computed on blocks of 2 x 2 pixels.
 
     (B, H, W, C) -> (B, H, W, filters), H and W even. Weights and result are Conv2D's. The
@@ -27,13 +29,6 @@ class PolyphaseConv2D(keras.layers.Conv2D):
         >>> PolyphaseConv2D(3, 9)(keras.ops.ones((1, 32, 32, 64))).shape
         (1, 32, 32, 3)
     """
-
-    def __init__(self, filters, kernel_size, **kwargs):
-        super().__init__(filters, kernel_size, padding="same", data_format="channels_last", **kwargs)
-        if not all(size % 2 for size in self.kernel_size):
-            raise ValueError(f"kernel_size must be odd, not {self.kernel_size}")
-        if self.strides != (1, 1) or self.dilation_rate != (1, 1) or self.groups != 1:
-            raise ValueError("strides, dilation_rate and groups must be 1")
 
     def convolution_op(self, inputs, kernel):
         blocks = ops.space_to_depth(inputs, 2, data_format="channels_last")
@@ -59,9 +54,3 @@ class PolyphaseConv2D(keras.layers.Conv2D):
         rows, columns = (2 * reach + 1 for reach in reaches)
         kernel = ops.reshape(kernel, (rows, 2, columns, 2, channels, 4 * filters))
         return ops.reshape(ops.transpose(kernel, (0, 2, 1, 3, 4, 5)), (rows, columns, 4 * channels, -1))
-
-    def get_config(self):
-        config = super().get_config()
-        for fixed in ("strides", "padding", "dilation_rate", "groups", "data_format"):
-            config.pop(fixed)
-        return config

@@ -3,9 +3,11 @@
 import keras
 from keras import ops
 
+from superres.layers.base import SameConv2D
+
 
 @keras.saving.register_keras_serializable(package="superres")
-class ReflectedConv2D(keras.layers.Conv2D):
+class ReflectedConv2D(SameConv2D):
     """Convolution over a picture continued by its reflection: (B, H, W, C) -> (B, H, W, filters).
 
     The edge itself is not repeated, so that a picture must measure at least
@@ -22,9 +24,8 @@ class ReflectedConv2D(keras.layers.Conv2D):
     """
 
     def __init__(self, filters, kernel_size, **kwargs):
-        super().__init__(filters, kernel_size, padding="valid", data_format="channels_last", **kwargs)
-        if not all(size % 2 for size in self.kernel_size):
-            raise ValueError(f"kernel_size must be odd, not {self.kernel_size}")
+        super().__init__(filters, kernel_size, **kwargs)
+        self.padding = "valid"  # what it needs of the picture is there
 
     def call(self, inputs):
         rows, columns = (size // 2 for size in self.kernel_size)
@@ -34,9 +35,3 @@ class ReflectedConv2D(keras.layers.Conv2D):
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[:-1], self.filters)
-
-    def get_config(self):
-        config = super().get_config()
-        for fixed in ("strides", "padding", "dilation_rate", "groups", "data_format"):
-            config.pop(fixed)
-        return config

@@ -3,12 +3,13 @@
 import keras
 from keras import layers, ops
 
+from superres.layers.base import Configured
 from superres.layers.batch_norm import batch_norm
 from superres.layers.spectral_conv import SpectralConv2D
 
 
 @keras.saving.register_keras_serializable(package="superres")
-class SPADE(keras.layers.Layer):
+class SPADE(Configured, keras.layers.Layer):
     """norm(x) * (1 + gamma(s)) + beta(s): [x, s] -> the shape of x.
 
     s, a picture of any size, is resized to x (nearest neighbour); a 3x3 convolution with
@@ -70,17 +71,9 @@ class SPADE(keras.layers.Layer):
     def compute_output_shape(self, input_shape):
         return input_shape[0]
 
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "hidden": self.hidden,
-            "norm": self.norm,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-        }
-
 
 @keras.saving.register_keras_serializable(package="superres")
-class SPADEResBlock(keras.layers.Layer):
+class SPADEResBlock(Configured, keras.layers.Layer):
     """Residual block with SPADE: [x, s] -> (B, H, W, filters).
 
     SPADE, LeakyReLU and a 3x3 convolution, twice, added to x. Where x has another number
@@ -141,14 +134,3 @@ class SPADEResBlock(keras.layers.Layer):
 
     def compute_output_shape(self, input_shape):
         return (*input_shape[0][:-1], self.filters)
-
-    def get_config(self):
-        return {
-            **super().get_config(),
-            "filters": self.filters,
-            "hidden": self.hidden,
-            "norm": self.norm,
-            "spectral": self.spectral,
-            "slope": self.slope,
-            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
-        }

@@ -3,9 +3,11 @@
 import keras
 from keras import initializers, ops
 
+from superres.layers.base import Configured
+
 
 @keras.saving.register_keras_serializable(package="superres")
-class ICNR(initializers.Initializer):
+class ICNR(Configured, initializers.Initializer):
     """Initialise a sub-pixel kernel so that upsampling starts as nearest neighbour.
 
     All ``scale**2`` sub-pixels of a channel start with the same weights, so an
@@ -29,13 +31,6 @@ class ICNR(initializers.Initializer):
         blocks = self.scale**2
         kernel = self.initializer((*shape[:-1], shape[-1] // blocks), dtype=dtype)
         return ops.tile(kernel, (1,) * (len(shape) - 1) + (blocks,))
-
-    def get_config(self):
-        return {"initializer": initializers.serialize(self.initializer), "scale": self.scale}
-
-    @classmethod
-    def from_config(cls, config):
-        return cls(initializers.deserialize(config["initializer"]), config["scale"])
 
 
 @keras.saving.register_keras_serializable(package="superres")

@@ -3,9 +3,11 @@
 import keras
 from keras import ops
 
+from superres.layers.base import Configured
+
 
 @keras.saving.register_keras_serializable(package="superres")
-class Charbonnier(keras.losses.Loss):
+class Charbonnier(Configured, keras.losses.Loss):
     """sqrt((y - x)^2 + epsilon^2), averaged: a smooth absolute difference.
 
     Takes tensors (B, H, W, C) of one shape, values in [0, 1].
@@ -23,6 +25,3 @@ class Charbonnier(keras.losses.Loss):
 
     def call(self, y_true, y_pred):
         return ops.mean(ops.sqrt(ops.square(y_true - y_pred) + self.epsilon**2), axis=(1, 2, 3))
-
-    def get_config(self):
-        return {**super().get_config(), "epsilon": self.epsilon}

@@ -4,10 +4,11 @@ import keras
 from keras import ops
 
 from superres.layers import BicubicDownsampling2D
+from superres.layers.base import Configured
 
 
 @keras.saving.register_keras_serializable(package="superres")
-class Fidelity(keras.losses.Loss):
+class Fidelity(Configured, keras.losses.Loss):
     """|LR - D SR|, averaged: how far SR, shrunk by MATLAB's bicubic, is from LR.
 
     Takes LR (B, H, W, C) and SR (B, sH, sW, C), values in [0, 1]; one value a picture.
@@ -23,6 +24,3 @@ class Fidelity(keras.losses.Loss):
 
     def call(self, y_true, y_pred):
         return ops.mean(ops.abs(y_true - self.downsample(y_pred)), axis=(1, 2, 3))
-
-    def get_config(self):
-        return {**super().get_config(), "scale": self.scale}

@@ -7,6 +7,7 @@ import numpy as np
 from keras import ops
 
 from superres.errors import InputError
+from superres.layers.base import Configured
 
 # Convolutions of each block, with so many filters; a pooling layer follows each block.
 _NETWORKS = {"VGG19": (2, 2, 4, 4, 4), "VGG16": (2, 2, 3, 3, 3)}
@@ -26,7 +27,7 @@ _OVER_UNIT_MEAN = {"block1_conv1": 16, "block1_conv2": 50, "block2_conv1": 110, 
 
 
 @keras.saving.register_keras_serializable(package="superres")
-class Perceptual(keras.losses.Loss):
+class Perceptual(Configured, keras.losses.Loss):
     """Mean squared difference of VGG's features, one value a picture.
 
     Takes (B, H, W, 3) RGB or (B, H, W, 1) luminance, values in [0, 1]; luminance is
@@ -72,10 +73,6 @@ class Perceptual(keras.losses.Loss):
         if self.scale == "relative":
             return error / ops.mean(ops.square(true), axis=(1, 2, 3))
         return error * self.factor**2
-
-    def get_config(self):
-        return {**super().get_config(), "layer": self.layer, "weights": self.weights,
-                "scale": self.scale, "activated": self.activated}
 
 
 def vgg(layer, weights="imagenet", activated=True):

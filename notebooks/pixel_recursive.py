@@ -40,21 +40,21 @@ import numpy as np
 import superres
 from superres.datasets.catalogue import Example, load
 from superres.datasets.pictures import contact_sheet
-from superres.datasets.thumbnails import Thumbnails, parts
+from superres.datasets.thumbnails import Thumbnails
 from superres.layers import MaskedConv2D
 from superres.metrics import psnr
 from superres.metrics.thumbnails import evaluate_thumbnails, sample_quality, thumbnail_table
 from superres.models import upscaler
 from superres.models.pixel_recursive import prior_network
 from superres.models.sampler import Sampler
-from superres.train.pixel_recursive import PRESETS, split, trainer
+from superres.train.pixel_recursive import PRESETS, split_thumbnails, trainer
 
 QUICK = bool(os.environ.get("SUPERRES_QUICK"))
 ROOT = Path(superres.__file__).parent
 FACES = os.environ.get("SUPERRES_FACES")
 
 if FACES:
-    known, held_out = (Thumbnails(part, 8, 4, crop="face") for part in parts(FACES, 10))
+    known, held_out = (Thumbnails(load(FACES, side, held_out=10), 8, 4, crop="face") for side in ("train", "test"))
 else:
     face = next(load("photos", "test")).hr[0:200, 130:330]
     examples = [Example(f"astronaut_{i}", face[10 * i : 120 + 10 * i, 40:160]) for i in range(6)]
@@ -130,7 +130,7 @@ plt.show()
 
 # %%
 preset = PRESETS["corners"][1]
-corners_train, _, corners_test = split(preset)
+corners_train, _, corners_test = split_thumbnails(preset)
 corners_test = corners_test[:100]
 networks = {}
 for kind in ("regression", "independent"):

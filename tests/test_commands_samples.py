@@ -9,16 +9,17 @@ import pytest
 from test_pixelcnn import tiny
 
 from superres import evaluate, upscale
+from superres.datasets.catalogue import load
 from superres.datasets.corners import corner_count
 from superres.datasets.degradations import imresize
 from superres.datasets.pictures import read_picture, write_picture
-from superres.datasets.thumbnails import Thumbnails, parts, thumbnail
+from superres.datasets.thumbnails import Thumbnails, thumbnail
 from superres.errors import InputError
 from superres.metrics import ms_ssim, psnr, ssim
 from superres.models import upscaler
 from superres.models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
 from superres.models.sampler import Sampler
-from superres.models.upscaler import at_precision, load
+from superres.models.upscaler import at_precision
 
 
 def network_of(scale, channels, norm="batch"):
@@ -103,7 +104,7 @@ def test_a_grey_network_makes_grey_pictures(draw, grey, folder):
 @pytest.mark.parametrize("crop", ["centre", "face"])
 def test_of_a_larger_picture_a_square_is_upscaled(draw, grey, folder, photo, crop):
     lr = thumbnail(photo, 8, 1, crop)
-    expected = Sampler(load(grey), jit_compile=False).sample(lr[None], seed=3)[0, 0]
+    expected = Sampler(upscaler.load(grey), jit_compile=False).sample(lr[None], seed=3)[0, 0]
     (drawn,) = draw(grey, folder / "b_large.png", "--crop", crop, "--seed", 3).values()
     np.testing.assert_array_equal(drawn, expected)
 
@@ -168,7 +169,8 @@ def test_evaluate_measures_held_out_pictures(run_command, rgb, faces, tmp_path):
     assert list(network) == ["psnr", "ssim", "ms_ssim", "consistency", "diversity"]
     assert network["diversity"] > 1
 
-    known, held_out = (Thumbnails(part, 8, 4, crop="face") for part in parts(faces, 3))
+    known, held_out = (Thumbnails(load(faces, side, held_out=3), 8, 4, crop="face")
+                       for side in ("train", "test"))
     assert held_out.names == ["0", "3", "6"]
     for measure in (psnr, ssim, ms_ssim):
         scores = [measure(hr, imresize(lr, 4)) for lr, hr in zip(held_out.lr, held_out.hr, strict=True)]
@@ -196,8 +198,8 @@ def test_evaluate_on_corners_counts_digits(call, grey, tmp_path, capsys):
     assert "consistency" not in out
     figures = json.loads((tmp_path / "a.json").read_text())
     assert list(figures["methods"]) == ["network"]
-    pictures = Thumbnails(parts("corners")[1], 8, 2, channels=1, corners=True)[:5]
-    drawn = Sampler(load(grey), jit_compile=False).sample(pictures.lr, samples=2)
+    pictures = Thumbnails(load("corners", "test", 5), 8, 2, channels=1, corners=True)
+    drawn = Sampler(upscaler.load(grey), jit_compile=False).sample(pictures.lr, samples=2)
     one = np.mean([corner_count(samples, pictures.lr) == 1 for samples in drawn])
     assert figures["methods"]["network"]["one_digit"] == pytest.approx(one)
 
@@ -208,8 +210,8 @@ def test_evaluate_measures_the_error_of_a_regression(call, regression, faces, tm
     assert err == ""
     assert out.startswith("mean square error: ")
     figures = json.loads((tmp_path / "a.json").read_text())
-    pictures = Thumbnails(parts(faces)[1], 8, 2)
-    mean = load(regression).predict_on_batch(pictures.lr / np.float32(255))
+    pictures = Thumbnails(load(faces), 8, 2)
+    mean = upscaler.load(regression).predict_on_batch(pictures.lr / np.float32(255))
     error = np.square(mean - pictures.hr / 255).mean()
     assert figures["likelihood"] == {"mse": pytest.approx(error, rel=1e-4)}
     assert list(figures["methods"]) == ["network", "bicubic"]
@@ -238,7 +240,7 @@ def test_evaluate_refuses_what_it_cannot_measure(call, rgb, faces, capsys, optio
 
 def test_networks_of_one_size_are_loaded(rgb, grey, regression):
     for path, scale, channels in ((rgb, 4, 3), (grey, 2, 1), (regression, 2, 3)):
-        network, original = load(path), keras.saving.load_model(path, compile=False)
+        network, original = upscaler.load(path), keras.saving.load_model(path, compile=False)
         assert (network.lr_size, network.scale) == (8, scale)
         assert network.inputs[0].shape == (None, 8, 8, channels)
         for one, two in zip(network.get_weights(), original.get_weights(), strict=True):
@@ -251,7 +253,7 @@ def test_other_networks_of_two_pictures_or_of_none_are_refused(tmp_path):
     for network in (keras.Model([a, b], a + b, name="sum"),
                     keras.Model(vector, vector * 2), keras.Model(five, five * 2)):
         with pytest.raises(InputError, match=r"network\.keras: .*not a network from images of 1 or 3"):
-            load(saved(network, tmp_path))
+            upscaler.load(saved(network, tmp_path))
 
 
 @pytest.mark.parametrize("norm", ["batch", "spade"])

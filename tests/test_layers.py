@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import inspect
 
 import keras
 import numpy as np
@@ -9,8 +10,21 @@ import pytest
 from conftest import ROOT
 
 from superres.datasets.degradations import imresize
-from superres.layers import ICNR, BicubicUpsampling2D, NoiseInjection, SubPixelConv2D
+from superres.layers import (
+    ICNR,
+    SPADE,
+    BicubicUpsampling2D,
+    ConsistentPicture,
+    GatedPixelCNNBlock,
+    MaskedConv2D,
+    NoiseInjection,
+    PolyphaseConv2D,
+    ReflectedConv2D,
+    SPADEResBlock,
+    SubPixelConv2D,
+)
 
+SAME = ("strides", "padding", "dilation_rate", "groups", "data_format")  # of convolutions that keep the size
 BACKEND_FREE = sorted(
     path for folder in ("layers", "models", "losses") for path in (ROOT / folder).glob("*.py")
 )
@@ -170,6 +184,32 @@ def test_layers_losses_and_networks_run_on_other_backends(run_command, backend):
     script = OTHER_BACKEND.format(backend=backend, noise=np.asarray(noise).ravel().tolist())
     result = run_command("-c", script, KERAS_BACKEND=backend)
     assert result.returncode == 0, result.stderr[-2000:]
+
+
+@pytest.mark.parametrize(("layer_class", "arguments", "left_out"), [
+    (SPADE, {"hidden": 4, "norm": "instance"}, ()),
+    (SPADEResBlock, {"filters": 4, "hidden": 3, "norm": "instance", "spectral": False, "slope": 0.0}, ()),
+    (GatedPixelCNNBlock, {"filters": 6, "kernel_size": 5, "mask_type": "A", "colours": 1}, ()),
+    (NoiseInjection, {"stream": 3, "factor": 2, "initial": 0.5, "cell": 4}, ()),
+    (BicubicUpsampling2D, {"scale": 4}, ()),
+    (ConsistentPicture, {"scale": 4, "rounds": 3}, ()),
+    (MaskedConv2D, {"filters": 6, "kernel_size": (3, 5), "mask_type": "A", "colours": 1}, SAME),
+    (PolyphaseConv2D, {"filters": 6, "kernel_size": (3, 3), "activation": "tanh"}, SAME),
+    (ReflectedConv2D, {"filters": 6, "kernel_size": (3, 3), "use_bias": False}, SAME),
+    (SubPixelConv2D, {"filters": 6, "kernel_size": (3, 3), "scale": 4, "icnr": False},
+     ("strides", "groups", "data_format")),
+])
+def test_layers_write_down_their_arguments(layer_class, arguments, left_out):
+    """All of them and nothing else, so that files written by one version are read by the next."""
+    named = inspect.signature(layer_class.__init__).parameters
+    drawn = {"kernel_initializer": "he_normal"} if "kernel_initializer" in named else {}
+    config = layer_class(**arguments, **drawn, name="one").get_config()
+    of_base = ({*keras.layers.Conv2D(1, 1).get_config()} if issubclass(layer_class, keras.layers.Conv2D)
+               else {"name", "trainable", "dtype"})
+    assert config.keys() == of_base - {*left_out} | {*arguments, *drawn}
+    assert config.items() >= {**arguments, "name": "one"}.items()
+    if drawn:
+        assert config["kernel_initializer"]["class_name"] == "HeNormal"
 
 
 def test_layers_are_registered_for_loading():

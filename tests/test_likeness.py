@@ -9,8 +9,8 @@ from PIL import Image
 
 from superres import evaluate
 from superres.datasets.catalogue import load
-from superres.datasets.likeness import ALIKE, likenesses, thumbprint
-from superres.datasets.patches import split
+from superres.datasets.likeness import ALIKE, likenesses, thumbprint, warn_of_likenesses
+from superres.datasets.patches import split_pictures
 from superres.datasets.pictures import write_picture
 from superres.models.lapsrn import lapsrn
 
@@ -54,6 +54,15 @@ def test_grey_is_like_its_rgb_and_flat_is_like_nothing(photo):
     assert likenesses([("flat", flat)], [("flat", flat), ("photo", photo)]) == []
 
 
+def test_of_many_copies_ten_are_named(photo, recwarn):
+    copies = [(str(i), np.roll(photo, i, 1)) for i in range(0, 39, 3)]
+    found = likenesses(copies[::-1], [("flat", np.full((20, 20, 3), 90, "uint8")), *copies])
+    assert [(one, other) for one, other, _ in found] == [(name, name) for name, _ in copies[::-1]]
+    warn_of_likenesses(copies, copies)
+    assert [str(w.message).split(",")[0] for w in recwarn] == [*(name for name, _ in copies[:10]),
+                                                               "so do 3 more"]
+
+
 def test_evaluate_warns_of_a_copy(call, photos, tmp_path, capsys):
     lapsrn(2, filters=4, depth=1).save(tmp_path / "network.keras")
     for folder, name, picture in (("data", "woman", photos["astronaut"][:80, :90]),
@@ -71,14 +80,14 @@ def test_evaluate_warns_of_a_copy(call, photos, tmp_path, capsys):
 def test_split_warns_of_a_copy_across_its_parts_only(photos, tmp_path, recwarn):
     for name, picture in photos.items():
         write_picture(tmp_path / f"{name}.png", picture)
-    split([str(tmp_path)], 1, 1, 0)
+    split_pictures([str(tmp_path)], 1, 1, 0)
     assert not recwarn.list
     write_picture(tmp_path / "copy.jpg", copied(photos["coffee"], 0.5, 60))
     warned = set()
     for seed in range(8):
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            parts = split([str(tmp_path)], 1, 1, seed)
+            parts = split_pictures([str(tmp_path)], 1, 1, seed)
         places = {example.name: k for k, part in enumerate(parts) for example in part}
         across = (places["copy"] == 0) != (places["coffee"] == 0)
         assert [("copy" in str(w.message), "coffee" in str(w.message)) for w in caught] == (

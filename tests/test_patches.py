@@ -6,7 +6,7 @@ import pytest
 from superres.datasets.catalogue import Example
 from superres.datasets.color import luma
 from superres.datasets.degradations import imresize, mod_crop, random_kernel, realworld
-from superres.datasets.patches import Patches, check_alignment, check_pair, split
+from superres.datasets.patches import Patches, check_alignment, check_pair, split_pictures
 from superres.datasets.pictures import write_picture
 from superres.errors import InputError
 from superres.metrics import psnr
@@ -252,7 +252,7 @@ def folders(tmp_path_factory, photo):
 
 def test_split_is_disjoint_and_drawn_by_the_seed(folders):
     def names(*args, **kwargs):
-        return [[example.name for example in part] for part in split(folders, *args, **kwargs)]
+        return [[example.name for example in part] for part in split_pictures(folders, *args, **kwargs)]
 
     parts = names(2, 1, 0)
     assert [len(part) for part in parts] == [3, 2, 1]
@@ -264,4 +264,4 @@ def test_split_is_disjoint_and_drawn_by_the_seed(folders):
 @pytest.mark.parametrize("arguments", [{"train": 5}, {"val": 0}, {"val": 5}])
 def test_too_few_pictures_are_an_error(folders, arguments):
     with pytest.raises(InputError, match="data: 6 pictures are too few"):
-        split(folders, **{"val": 1, "test": 1, "seed": 0, **arguments})
+        split_pictures(folders, **{"val": 1, "test": 1, "seed": 0, **arguments})

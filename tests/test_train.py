@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import math
 import os
 import re
 import signal
@@ -13,9 +14,9 @@ import yaml
 
 import superres.train.lapsrn as script
 from superres.datasets.degradations import degraded
-from superres.datasets.patches import Patches, split
+from superres.datasets.patches import Patches, split_pictures
 from superres.datasets.pictures import read_picture, write_picture
-from superres.errors import InputError
+from superres.errors import InputError, check_range
 from superres.losses import Charbonnier
 from superres.metrics import finite_psnr
 from superres.metrics.report import evaluate
@@ -31,7 +32,7 @@ STEPS = 3
 REPLICAS = """
 import sys
 import keras, numpy as np
-from superres.datasets.patches import Patches, split
+from superres.datasets.patches import Patches, split_pictures
 from superres.train.lapsrn import Settings, trainer, main
 from superres.train.loop import RunSettings, strategy
 
@@ -47,7 +48,7 @@ for replicas in (2, 1):
         before = model.network.get_weights()
         model.compile(keras.optimizers.SGD(0.1), model.loss)
         model.optimizer.build(model.trainable_variables)
-    patches = Patches(split((data,), 1, 0, 0)[0], 4, 8, 4, channels=1, pyramid=True)
+    patches = Patches(split_pictures((data,), 1, 0, 0)[0], 4, 8, 4, channels=1, pyramid=True)
     history = model.fit(patches.dataset(), steps_per_epoch=1, verbose=0).history
     results.append((model.network.get_weights(), history))
 (two, logs_two), (one, logs_one) = results
@@ -156,7 +157,7 @@ def test_training_beats_bicubic_on_what_it_learns_from(tiny, tmp_path):
     main("quick", settings)
     log = rows(tmp_path / "run")
     assert float(log[1]["loss"]) < float(log[0]["loss"])
-    pairs = list(degraded(split(settings.data, 1, 1, 0)[0], 2, "bicubic"))
+    pairs = list(degraded(split_pictures(settings.data, 1, 1, 0)[0], 2, "bicubic"))
     result = evaluate(load(tmp_path / "run" / "model.keras"), pairs)
     assert result["mean"]["psnr_y"] > result["bicubic"]["psnr_y"] + 0.1
 
@@ -198,11 +199,25 @@ def test_a_run_on_fixed_patches_walks_them_and_goes_on_to_the_bit(tiny, tmp_path
     assert_same_run(tmp_path / "stopped", tmp_path / "whole")
 
 
+def test_numbers_out_of_range_are_named():
+    values = {"limit": None, "tile": 0, "ema": 1.0}
+    check_range(values, least=0)
+    check_range(values, "limit", "ema", least=1)
+    for value, limits, message in ((0, {"least": 1}, "at least 1, not 0"),
+                                   (1.0, {"least": 0, "below": 1}, "at least 0 and below 1, not 1.0"),
+                                   (math.nan, {"least": 0}, "at least 0, not nan")):
+        with pytest.raises(InputError, match=f"^tile: must be {re.escape(message)}$"):
+            check_range({**values, "tile": value}, "limit", "tile", **limits)
+
+
 @pytest.mark.parametrize(("changes", "message"), [
+    *(({name: 0}, f"{name}: must be at least 1, not 0")
+      for name in ("patch", "batch", "filters", "epochs", "steps")),
+    ({"ema": 1.0}, r"ema: must be at least 0 and below 1, not 1\.0"),
     ({"patches": 4}, "steps: 16 patches in batches of 4 are 4 steps an epoch, not 3"),
     ({"patches": -1}, "patches: must be at least 0, not -1"),
 ])
-def test_steps_must_fit_the_fixed_patches(tiny, tmp_path, changes, message):
+def test_wrong_settings_are_one_line_errors(tiny, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         main("quick", tiny(**changes))
     assert not (tmp_path / "run").exists()
@@ -379,7 +394,7 @@ def test_the_psnr_of_a_step_is_the_mean_over_patches_and_finite(tiny, rng):
 def test_loss_sees_the_levels_that_the_settings_name(tiny, levels):
     settings = tiny(scale=4, levels=levels)
     model = trainer(settings)
-    examples = split(settings.data, 1, 1, 0)[0]
+    examples = split_pictures(settings.data, 1, 1, 0)[0]
     batch = Patches(examples, 4, 8, 4, channels=1, pyramid=levels == "all")[0]
     outputs = model.network(batch[0])
     expected = sum(

@@ -13,16 +13,23 @@ from test_pixelcnn import tiny
 from test_sampler import softmax
 from test_train import assert_same_run, at_step, interrupt, rows, weights
 
+from superres.datasets import catalogue
 from superres.datasets.catalogue import load
 from superres.datasets.pictures import read_picture, write_picture
-from superres.datasets.thumbnails import parts
 from superres.errors import InputError
 from superres.layers import SPADEResBlock
 from superres.models import upscaler
 from superres.models.sampler import Sampler
 from superres.train.log import Log
 from superres.train.loop import Keeper, RunSettings
-from superres.train.pixel_recursive import PRESETS, PixelRecursiveTrainer, RMSprop, main, split, trainer
+from superres.train.pixel_recursive import (
+    PRESETS,
+    PixelRecursiveTrainer,
+    RMSprop,
+    main,
+    split_thumbnails,
+    trainer,
+)
 
 STEPS = 2
 KILLED = """
@@ -254,16 +261,22 @@ def folder(tmp_path_factory, photos):
     return folder
 
 
-@pytest.mark.parametrize(("held_out", "expected"), [(2, "0246"), (3, "036"), (7, "0"), (None, "0123456")])
-def test_of_a_folder_one_picture_in_so_many_is_held_out(folder, held_out, expected):
-    train, test = ([example.name for example in part] for part in parts(folder, held_out))
+@pytest.mark.parametrize(("held_out", "expected"), [(2, "0246"), (3, "036"), (8, "0"), (1, "0123456")])
+def test_of_a_folder_one_picture_in_so_many_is_held_out(folder, monkeypatch, held_out, expected):
+    read = []
+    monkeypatch.setattr(catalogue, "read_picture", lambda path: read.append(path.stem) or read_picture(path))
+    train, test = ([example.name for example in load(folder, side, held_out=held_out)]
+                   for side in ("train", "test"))
     assert test == list(expected)
     assert train == [name for name in "0123456" if name not in expected]
+    assert sorted(read) == list("0123456")  # each of them once
 
 
-def test_the_catalogue_s_names_have_their_own_test_split():
-    for part, name in zip(parts("photos", 3), ("train", "test"), strict=True):
-        assert [example.name for example in part] == [example.name for example in load("photos", name)]
+def test_the_whole_of_a_folder_is_both_splits_unless_some_are_held_out(folder):
+    for side in ("train", "test"):
+        assert [example.name for example in load(folder, side)] == list("0123456")
+        assert [example.name for example in load("photos", side, held_out=3)] == [
+            example.name for example in load("photos", side)]
 
 
 @pytest.fixture
@@ -283,7 +296,7 @@ def settings(tmp_path):
 
 def test_validation_and_test_pictures_are_not_trained_on(settings, folder):
     data = {"source": (str(folder), "photos"), "held_out": 3, "val_pictures": 2}
-    pictures = split(settings(data=data))
+    pictures = split_thumbnails(settings(data=data))
     train, val, test = (part.names for part in pictures)
     assert val == ["0", "3"]
     assert test == ["6", "astronaut", "chelsea", "coffee", "camera"]
@@ -292,11 +305,22 @@ def test_validation_and_test_pictures_are_not_trained_on(settings, folder):
     assert pictures[0].hr.shape[1:] == (16, 16, 1)
 
 
+def test_a_copy_across_the_split_is_warned_of(settings, folder, photos, tmp_path, recwarn):
+    data = {"source": (str(folder), str(tmp_path)), "held_out": 3, "val_pictures": 2}
+    for name in ("0", "1"):
+        write_picture(tmp_path / f"other_{name}.png", photos["coffee"][:40, int(name) : 50 + int(name)])
+    split_thumbnails(settings(data={**data, "source": (str(folder),)}))
+    split_thumbnails(settings())  # digits in corners, which are alike
+    assert not recwarn.list
+    with pytest.warns(match="^other_0, which is measured on, looks like other_1, which is trained on"):
+        split_thumbnails(settings(data=data))
+
+
 def test_flips_are_for_training(settings):
     flipped = settings(data={"flip": True})
-    train, *_ = split(flipped)
+    train, *_ = split_thumbnails(flipped)
     assert train.flip
-    assert not split(settings())[0].flip
+    assert not split_thumbnails(settings())[0].flip
 
 
 # ------------------------------------------------------------------ runs
@@ -336,8 +360,8 @@ def test_a_run_leaves_its_network_log_settings_snapshots_and_samples(settings, t
 
 def test_training_learns(settings):
     corners = settings(filters=8, prior_filters=8, batch=8, decay_steps=1000)
-    log = trainer(corners).fit(split(corners)[0].dataset(), steps_per_epoch=20, epochs=3, verbose=0,
-                                 shuffle=False).history
+    batches = split_thumbnails(corners)[0].dataset()
+    log = trainer(corners).fit(batches, steps_per_epoch=20, epochs=3, verbose=0, shuffle=False).history
     assert 8 > log["loss"][0] > log["loss"][1] > log["loss"][2]  # bits; eight are a guess
 
 
@@ -365,7 +389,7 @@ def test_a_network_starts_from_another(settings, tmp_path, conditioned):
 
 def test_average_is_that_of_the_steps(settings):
     averaged = settings(ema=0.75)
-    model, batches, steps = trainer(averaged), split(averaged)[0], []
+    model, batches, steps = trainer(averaged), split_thumbnails(averaged)[0], []
     variables = model.network.trainable_variables
     for i in range(3):
         model.train_step(batches.batch_number(i))
@@ -411,7 +435,7 @@ def test_a_step_trains_every_weight(settings, model, norm):
     trained = trainer(small)
     before = [np.array(weight) for weight in trained.trainable_variables]
     for i in range(2):  # the features' scale stands still until the gates make use of them
-        result = trained.train_step(split(small)[0].batch_number(i))
+        result = trained.train_step(split_thumbnails(small)[0].batch_number(i))
     assert np.isfinite(result["loss"])
     still = [weight.path for old, weight in zip(before, trained.trainable_variables, strict=True)
              if (old == np.array(weight)).all()]

@@ -14,7 +14,7 @@ from test_train import assert_same_run, rows, weights
 
 import superres.train.srgan as script
 from superres.commands import command
-from superres.datasets.patches import Patches, split
+from superres.datasets.patches import Patches, split_pictures
 from superres.datasets.pictures import read_picture
 from superres.errors import InputError
 from superres.layers import SpectralConv2D
@@ -51,7 +51,7 @@ REPLICAS = SMALL + """
 import numpy as np
 tf.config.run_functions_eagerly(False)
 settings = {settings}
-patches = Patches(split(settings.data, 1, 0, 0)[0], 2, 8, 4)
+patches = Patches(split_pictures(settings.data, 1, 0, 0)[0], 2, 8, 4)
 devices = {{number: loop.strategy(number) for number in (2, 1)}}  # two in a process get into each other's way
 loop.strategy = devices.get
 for game, frozen, r1 in (("standard", False, 0.01), ("relativistic", True, 0.01)):
@@ -158,7 +158,7 @@ def playing(settings):
     model = trainer(settings)
     model.compile(keras.optimizers.SGD(1.0), keras.optimizers.SGD(1.0))
     model.playing = True
-    return model, Patches(split(settings.data, 1, 1, 0)[0], 2, settings.crop // 2, settings.batch)[0]
+    return model, Patches(split_pictures(settings.data, 1, 1, 0)[0], 2, settings.crop // 2, settings.batch)[0]
 
 
 def trained(model):

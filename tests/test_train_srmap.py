@@ -14,7 +14,7 @@ from test_train_srgan import changed, trained
 
 import superres.train.srmap as script
 from superres import commands
-from superres.datasets.patches import split
+from superres.datasets.patches import split_pictures
 from superres.datasets.pictures import read_picture
 from superres.errors import InputError
 from superres.losses import Fidelity, energy_score, relativistic
@@ -48,7 +48,7 @@ REPLICAS = SMALL + """
 import numpy as np
 SIZES["reduced"] = (dict(stem=4, widths=(8, 4), blocks=(1,)), dict(stem=4, widths=(4, 4), blocks=(1, 1)))
 settings = {settings}
-patches = NoisyPatches(split(settings.data, 1, 1, 0)[0], 2, 6, 8)
+patches = NoisyPatches(split_pictures(settings.data, 1, 1, 0)[0], 2, 6, 8)
 devices = {{number: loop.strategy(number) for number in (2, 1)}}  # two in a process get into each other's way
 loop.strategy = devices.get
 for reuse in (True, False):
@@ -138,7 +138,7 @@ def playing(settings):
     for part in filter(None, (model.network, model.discriminator)):
         part.set_weights([rng.normal(0, 0.1, w.shape) for w in part.get_weights()])
     model.compile(keras.optimizers.SGD(1.0), keras.optimizers.SGD(1.0) if model.discriminator else None)
-    train = split(settings.data, 1, 1, 0)[0]
+    train = split_pictures(settings.data, 1, 1, 0)[0]
     return model, NoisyPatches(train, 2, settings.crop // 2, settings.batch)[0]
 
 
@@ -245,7 +245,7 @@ def test_pretraining_has_one_network_and_no_noise(make, grain):
 
 
 def test_seeds_are_a_function_of_the_batch_s_number(make, grain):
-    batches = [NoisyPatches(split((str(grain),), 1, 1, 0)[0], 2, 12, 8, seed=seed)[number][0][1]
+    batches = [NoisyPatches(split_pictures((str(grain),), 1, 1, 0)[0], 2, 12, 8, seed=seed)[number][0][1]
                for seed, number in ((0, 0), (0, 0), (0, 1), (1, 0))]
     assert batches[0].shape == (8, 2)
     assert batches[0].dtype == "int32"

@@ -19,13 +19,13 @@ import keras
 import tensorflow as tf
 
 from superres.datasets.degradations import degraded
-from superres.datasets.patches import Patches, split
-from superres.errors import InputError
+from superres.datasets.patches import Patches, split_pictures
+from superres.errors import InputError, check_range
 from superres.losses import Charbonnier, Perceptual
 from superres.metrics.report import evaluate, table
 from superres.models.lapsrn import direct_residual, lapsrn
 from superres.models.upscaler import load
-from superres.train.loop import RunSettings, averaging, check_average, fit, take_weights, weights_of
+from superres.train.loop import RunSettings, averaging, fit, take_weights, weights_of
 from superres.train.validation import PictureValidation
 
 
@@ -212,14 +212,12 @@ def main(preset: str, settings: Settings):
 
     PRESET --help explains every setting.
     """
-    for name in ("patch", "batch", "filters", "epochs", "steps"):
-        if getattr(settings, name) < 1:
-            raise InputError(f"{name}: must be at least 1, not {getattr(settings, name)}")
-    if settings.patches < 0:
-        raise InputError(f"patches: must be at least 0, not {settings.patches}")
-    check_average(settings.ema)
-    train, val, test = split(settings.data, settings.val_pictures, settings.test_pictures,
-                             settings.run.seed, settings.train_pictures)
+    numbers = vars(settings)
+    check_range(numbers, "patch", "batch", "filters", "epochs", "steps", least=1)
+    check_range(numbers, "patches", least=0)
+    check_range(numbers, "ema", least=0, below=1)
+    train, val, test = split_pictures(settings.data, settings.val_pictures, settings.test_pictures,
+                                      settings.run.seed, settings.train_pictures)
     val, test = (list(degraded(part, settings.scale, settings.degradation)) for part in (val, test))
     patches = Patches(
         train, settings.scale, settings.patch, settings.batch, channels=settings.channels,

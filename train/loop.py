@@ -248,12 +248,6 @@ def averaging(momentum):
     return {"use_ema": momentum > 0, "ema_momentum": momentum or 0.99}
 
 
-def check_average(momentum):
-    """Raise InputError for a momentum that no running average has."""
-    if not 0 <= momentum < 1:
-        raise InputError(f"ema: must be at least 0 and below 1, not {momentum}")
-
-
 def take_weights(network, given, partial=False, new=()):
     """Copy weights from another network, layer by layer, and say how many.
 

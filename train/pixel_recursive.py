@@ -22,10 +22,11 @@ import numpy as np
 import tensorflow as tf
 from keras import ops
 
-from superres.datasets.catalogue import has_corners
+from superres.datasets import catalogue
+from superres.datasets.likeness import warn_of_likenesses
 from superres.datasets.pictures import write_picture
-from superres.datasets.thumbnails import Crop, Thumbnails, parts
-from superres.errors import InputError
+from superres.datasets.thumbnails import Crop, Thumbnails
+from superres.errors import InputError, check_range
 from superres.losses import cross_entropy
 from superres.metrics.thumbnails import (
     evaluate_thumbnails,
@@ -40,7 +41,6 @@ from superres.models.upscaler import load, upscaler
 from superres.train.loop import (
     RunSettings,
     averaging,
-    check_average,
     fit,
     minimised,
     take_weights,
@@ -262,19 +262,24 @@ def trainer(settings):
     return model
 
 
-def split(settings):
-    """(training, validation, test) pictures, as `Thumbnails`."""
+def split_thumbnails(settings):
+    """(training, validation, test) pictures, as `Thumbnails`.
+
+    A picture of validation or test that looks like one of training is warned of.
+    """
     data = settings.data
-    sides = zip(*(parts(source, data.held_out) for source in data.source), strict=True)
     train, rest = (
-        Thumbnails(chain(*side), data.size, data.scale, channels=data.channels, crop=data.crop,
-                   batch=settings.batch, flip=data.flip, seed=settings.run.seed,
-                   corners=all(map(has_corners, data.source)))
-        for side in sides
+        Thumbnails(chain(*(catalogue.load(source, side, held_out=data.held_out) for source in data.source)),
+                   data.size, data.scale, channels=data.channels, crop=data.crop, batch=settings.batch,
+                   flip=data.flip, seed=settings.run.seed,
+                   corners=all(map(catalogue.has_corners, data.source)))
+        for side in ("train", "test")
     )
     if len(rest) <= data.val_pictures:
         raise InputError(f"data: {len(rest)} pictures held out are too few to validate on "
                          f"{data.val_pictures} (data.val_pictures) and test on others")
+    if not train.corners:  # where different digits look alike
+        warn_of_likenesses(zip(rest.names, rest.hr, strict=True), zip(train.names, train.hr, strict=True))
     return train, rest[: data.val_pictures], rest[data.val_pictures :]
 
 
@@ -284,14 +289,13 @@ def main(preset: str, settings: Settings):
     PRESET --help explains every setting.
     """
     numbers = {**vars(settings), **{f"data.{name}": value for name, value in vars(settings.data).items()}}
-    least = dict.fromkeys(
-        ("batch", "filters", "blocks", "hidden", "transpose_kernel", "prior_filters", "prior_head", "epochs",
-         "steps", "decay_steps", "conditioning_steps", "data.size", "data.val_pictures"), 1)
-    for name, smallest in {**least, "prior_blocks": 0, "data.held_out": 2}.items():
-        if numbers[name] < smallest:
-            raise InputError(f"{name}: must be at least {smallest}, not {numbers[name]}")
-    check_average(settings.ema)
-    train, val, test = split(settings)
+    check_range(numbers, "batch", "filters", "blocks", "hidden", "transpose_kernel", "prior_filters",
+                "prior_head", "epochs", "steps", "decay_steps", "conditioning_steps", "data.size",
+                "data.val_pictures", least=1)
+    check_range(numbers, "prior_blocks", least=0)
+    check_range(numbers, "data.held_out", least=2)
+    check_range(numbers, "ema", least=0, below=1)
+    train, val, test = split_thumbnails(settings)
     folder = fit(
         lambda: trainer(settings), train, ThumbnailValidation(val, settings.model), settings,
         run=settings.run, paper="pixel_recursive", preset=preset, epochs=settings.epochs,

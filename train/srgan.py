@@ -21,8 +21,8 @@ import keras
 import tensorflow as tf
 
 from superres.datasets.degradations import degraded
-from superres.datasets.patches import Patches, split
-from superres.errors import InputError
+from superres.datasets.patches import Patches, split_pictures
+from superres.errors import InputError, check_range
 from superres.losses import Fidelity, Perceptual, grid, relativistic, standard, total_variation
 from superres.metrics.report import evaluate, table
 from superres.models.srgan import discriminator, generator, start_as_interpolation
@@ -31,7 +31,6 @@ from superres.train.gan import GANTrainer, GANValidation, gradient_norm, penalis
 from superres.train.loop import (
     RunSettings,
     averaging,
-    check_average,
     fit,
     minimised,
     take_weights,
@@ -298,19 +297,19 @@ def main(preset: str, settings: Settings):
 
     PRESET --help explains every setting.
     """
-    for name, least in {"batch": 1, "blocks": 0, "warm_up": 0, "epochs": 0, "steps": 1}.items():
-        if getattr(settings, name) < least:
-            raise InputError(f"{name}: must be at least {least}, not {getattr(settings, name)}")
+    numbers = vars(settings)
+    check_range(numbers, "batch", "steps", least=1)
+    check_range(numbers, "blocks", "warm_up", "epochs", least=0)
+    check_range(numbers, "ema", least=0, below=1)
     if settings.crop < settings.scale or settings.crop % settings.scale:
         raise InputError(f"crop: {settings.crop} is no multiple of the scale, {settings.scale}")
-    least = 16 if settings.vgg else 2 * settings.scale  # what VGG19 halves four times, or what can be shrunk
-    if settings.crop < least:
-        raise InputError(f"crop: must be at least {least}, not {settings.crop}")
-    check_average(settings.ema)
+    # What VGG19 halves four times, or what can be shrunk
+    check_range(numbers, "crop", least=16 if settings.vgg else 2 * settings.scale)
     if settings.epochs and not (settings.warm_up or settings.start or settings.scratch):
         raise InputError("warm_up: a game that begins with an untrained generator does not converge; give "
                          "--start a network, or --scratch to try")
-    train, val, test = split(settings.data, settings.val_pictures, settings.test_pictures, settings.run.seed)
+    train, val, test = split_pictures(settings.data, settings.val_pictures, settings.test_pictures,
+                                      settings.run.seed)
     val, test = (list(degraded(part, settings.scale, "bicubic")) for part in (val, test))
     patches = Patches(train, settings.scale, settings.crop // settings.scale, settings.batch,
                       seed=settings.run.seed)

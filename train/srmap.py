@@ -24,8 +24,8 @@ import keras
 import tensorflow as tf
 
 from superres.datasets.degradations import degraded
-from superres.datasets.patches import NoisyPatches, split
-from superres.errors import InputError
+from superres.datasets.patches import NoisyPatches, split_pictures
+from superres.errors import InputError, check_range
 from superres.layers import NoiseInjection
 from superres.losses import Fidelity, PerceptualEnergy, energy_score, relativistic
 from superres.metrics.report import evaluate, table
@@ -35,7 +35,6 @@ from superres.train.gan import GANTrainer, GANValidation, TrainingSamples, gradi
 from superres.train.loop import (
     RunSettings,
     averaging,
-    check_average,
     device_count,
     fit,
     minimised,
@@ -281,11 +280,10 @@ def trainer(settings):
 
 def check(settings):
     """Raise InputError for settings that cannot be trained with."""
-    least_of = {"batch": 1, "accumulate": 1, "epochs": 1, "steps": 1, "halve": 0, "sample_every": 0}
-    for name, least in least_of.items():
-        if getattr(settings, name) < least:
-            raise InputError(f"{name}: must be at least {least}, not {getattr(settings, name)}")
-    check_average(settings.ema)
+    numbers = vars(settings)
+    check_range(numbers, "batch", "accumulate", "epochs", "steps", least=1)
+    check_range(numbers, "halve", "sample_every", least=0)
+    check_range(numbers, "ema", least=0, below=1)
     if not any(getattr(settings, name) for name in OBJECTIVES):
         raise InputError(f"{', '.join(OBJECTIVES)}: one must have a weight")
     parts = (2 if settings.adversarial else 1) * settings.accumulate * device_count(settings.run.replicas)
@@ -316,7 +314,8 @@ def main(preset: str, settings: Settings):
     PRESET --help explains every setting.
     """
     check(settings)
-    train, val, test = split(settings.data, settings.val_pictures, settings.test_pictures, settings.run.seed)
+    train, val, test = split_pictures(settings.data, settings.val_pictures, settings.test_pictures,
+                                      settings.run.seed)
     val, test = (list(degraded(part, settings.scale, "bicubic")) for part in (val, test))
     patches = NoisyPatches(train, settings.scale, settings.crop // settings.scale, settings.batch,
                            seed=settings.run.seed)

@@ -2,7 +2,7 @@
 
     python benchmarks/srmap.py
 
-The step is the game's with R1 (`train/srmap.py reported --size reduced --no-reuse`): a batch is
+The step is the adversarial one with R1 (`train/srmap.py reported --size reduced --no-reuse`): a batch is
 split between the networks, each gets its gradients, each its Adam. Inference is the generator
 alone, full and reduced, with noise and without: ours is a function of the place, PyTorch's
 comes from its generator, on one core. All engines take turns. Memory is the peak of a process
@@ -75,7 +75,7 @@ def silence(network):
 
 
 class TorchStep:
-    """Does the game's step in PyTorch when called, and returns the losses of both networks.
+    """Does the adversarial step in PyTorch when called, and returns the losses of both networks.
 
     Args:
         model: The Keras trainer whose weights both networks start from.
@@ -113,8 +113,8 @@ class TorchStep:
         generator, discriminator = self.calls
         sr = self.forward(generator, lr)
         fidelity = (lr - self.shrink @ sr @ self.shrink.T).abs().mean()
-        game = F.softplus(self.forward(discriminator, hr) - self.forward(discriminator, sr)).mean()
-        loss = self.settings.fidelity * fidelity + game
+        adversarial = F.softplus(self.forward(discriminator, hr) - self.forward(discriminator, sr)).mean()
+        loss = self.settings.fidelity * fidelity + adversarial
         gradients = torch.autograd.grad(loss, list(self.networks[0].parameters()))
 
         with torch.no_grad():

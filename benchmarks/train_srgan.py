@@ -3,7 +3,7 @@
     python benchmarks/train_srgan.py
 
 The step of the warm-up is forward, the mean squared error, gradients and Adam. The step of the
-game adds the discriminator: one pass of it over HR and one over SR, the gradients of both
+adversarial training adds the discriminator: one pass of it over HR and one over SR, the gradients of both
 networks from these, and Adam for both. On one fixed batch, without VGG. Ours runs the trainer's
 own compiled train function on a `tf.data` iterator, as `fit` does, the norms of the gradients
 that it shows included. All engines take turns.
@@ -38,11 +38,11 @@ def fixed_batch(settings, seed=0):
     return lr, (hr,)
 
 
-def our_step(settings, playing, batch, precision):
+def our_step(settings, adversarial, batch, precision):
     """A function that does our step and returns its losses."""
     model = keras_trainer(trainer, settings, precision)
-    model.playing = playing
-    return keras_step(model, batch, ["loss", "discriminator"] if playing else ["loss"])
+    model.discriminator_active = adversarial
+    return keras_step(model, batch, ["loss", "discriminator"] if adversarial else ["loss"])
 
 
 class TorchStep:
@@ -50,18 +50,20 @@ class TorchStep:
 
     Args:
         model: The Keras trainer whose weights both networks start from.
-        playing: Whether the discriminator joins.
+        adversarial: Whether the discriminator joins.
         compiled: Networks, losses and gradients together, as one graph.
         autocast: Compute in bfloat16.
     """
 
-    def __init__(self, model, settings, playing, batch, channels_last=False, compiled=False, autocast=False):
-        self.playing, self.adversarial, self.autocast = playing, settings.adversarial, autocast
+    def __init__(self, model, settings, adversarial, batch, channels_last=False, compiled=False,
+                 autocast=False):
+        self.discriminator_active, self.autocast = adversarial, autocast
+        self.adversarial = settings.adversarial
         layout = torch.channels_last if channels_last else torch.contiguous_format
         self.generator = Generator.from_keras(model.network).train().to(memory_format=layout)
         self.discriminator = Discriminator.from_keras(model.discriminator).train().to(memory_format=layout)
         self.lr, self.hr = to_torch(batch[0], channels_last), to_torch(batch[1][0], channels_last)
-        networks = [self.generator, self.discriminator] if playing else [self.generator]
+        networks = [self.generator, self.discriminator] if adversarial else [self.generator]
         self.parameters = [list(network.parameters()) for network in networks]
         # Keras adds its epsilon, 1e-7, before Adam's correction of the first steps, PyTorch after
         # it: this makes the first step the same.
@@ -88,7 +90,7 @@ class TorchStep:
     def gradients(self, lr, hr):
         """The losses, and the gradient of each for its own network."""
         sr = self.forward(self.generator, lr)
-        if self.playing:
+        if self.discriminator_active:
             real, fake = (self.forward(self.discriminator, pictures) for pictures in (hr, sr))
             losses = self.generator_loss(hr, sr, fake), self.discriminator_loss(real, fake)
         else:
@@ -110,7 +112,7 @@ class TorchStep:
 
 
 class TwoPasses(TorchStep):
-    """The game's step as most PyTorch code writes it: the discriminator's, then the generator's."""
+    """The adversarial step as most PyTorch code writes it: the discriminator's, then the generator's."""
 
     def __call__(self):
         optimizer, discriminator_optimizer = self.optimizers
@@ -143,28 +145,28 @@ def agree(name, losses, ours):
             and np.allclose(losses[0] - losses[-1], ours[0] - ours[-1], rtol=0.05))
 
 
-def measure(settings, playing, rounds):
+def measure(settings, adversarial, rounds):
     """The rows of one step, and the machine's best rates at that time."""
     batch = fixed_batch(settings)
     model = keras_trainer(trainer, settings, "float32")
-    phase = "game" if playing else "warm-up"
+    phase = "adversarial" if adversarial else "warm-up"
     differences = [check(model.network, batch[0]), check(model.discriminator, batch[1][0])]
     print(f"HR {settings.crop}, {phase}: outputs agree to {max(differences):.1e}")
     torch._dynamo.reset()  # what was compiled before counts towards PyTorch's limit
 
     def torch_engine(kind=TorchStep, **kwargs):
-        return kind(model, settings, playing, batch, **kwargs)
+        return kind(model, settings, adversarial, batch, **kwargs)
 
     engines = {
-        "keras float32": our_step(settings, playing, batch, "float32"),
-        "keras mixed_bfloat16": our_step(settings, playing, batch, "mixed_bfloat16"),
+        "keras float32": our_step(settings, adversarial, batch, "float32"),
+        "keras mixed_bfloat16": our_step(settings, adversarial, batch, "mixed_bfloat16"),
         "torch eager": torch_engine(),
         "torch eager channels_last": torch_engine(channels_last=True),
         "torch compiled": torch_engine(compiled=True),
         "torch compiled channels_last": torch_engine(channels_last=True, compiled=True),
         "torch eager bfloat16": torch_engine(channels_last=True, autocast=True),
     }
-    if playing:
+    if adversarial:
         engines["torch two passes"] = torch_engine(TwoPasses)
         engines["torch two passes channels_last"] = torch_engine(TwoPasses, channels_last=True)
     first = {name: [step() for _ in range(FIRST)] for name, step in engines.items()}
@@ -177,7 +179,7 @@ def measure(settings, playing, rounds):
     # Gradients of weights and of features cost as much as the forward pass each. The
     # discriminator sees two pictures; the generator needs the features' gradients of one more.
     work = 3 * flop(model.network, *batch[0].shape[1:3])
-    if playing:
+    if adversarial:
         work += (2 * 3 + 1) * flop(model.discriminator, settings.crop, settings.crop)
     # What two passes compute twice counts once.
     rows, peak = training_rows(seconds, settings.batch * work, settings.batch, ("bfloat16", "two passes"))
@@ -205,8 +207,8 @@ def main(
     for size in hr:
         # With beta_2 as shipped, the two epsilons are near in the second step too.
         settings = Settings(scale=scale, crop=size, batch=batch, beta_2=0.99)
-        for playing in (True, False):
-            more, peak = measure(settings, playing, rounds)
+        for adversarial in (True, False):
+            more, peak = measure(settings, adversarial, rounds)
             rows += more
             peaks[f"{size} {more[0]['phase']}"] = peak
             # After each: the whole takes half an hour.

@@ -46,7 +46,8 @@ class NoiseInjection(Configured, keras.layers.Layer):
             pixels apart, and interpolated between them, with the same variance everywhere.
 
     Example:
-        >>> x, seed, temperature, origin = zeros((2, 8, 8, 4)), array([1, 2]), ones(2), zeros((2, 2), "int32")
+        >>> x, seed, temperature = np.zeros((2, 8, 8, 4)), np.array([1, 2], "int32"), np.ones(2)
+        >>> origin = np.zeros((2, 2), "int32")
         >>> NoiseInjection(initial=1.0)([x, seed, temperature, origin]).shape
         (2, 8, 8, 4)
 

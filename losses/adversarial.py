@@ -4,7 +4,7 @@ from keras import ops
 
 
 def standard(real, fake):
-    """The original game: is this picture real?
+    """The original adversarial loss: is this picture real?
 
     Args:
         real: (B, 1) logits of HR pictures; positive means real.
@@ -27,7 +27,7 @@ def log_sigmoid(t):
 
 
 def relativistic(real, fake, f=log_sigmoid):
-    """The relativistic paired game: is this picture more real than its counterpart?
+    """The relativistic paired loss: is this picture more real than its counterpart?
 
     Args:
         real: (B, 1) logits of HR pictures.

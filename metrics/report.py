@@ -11,9 +11,10 @@ from superres.metrics.perceptual import diversity_score
 
 # Heading and format of every measure, as far as it is measured.
 COLUMNS = {"psnr_y": ("PSNR-Y", ".2f"), "ssim_y": ("SSIM-Y", ".4f"), "psnr_rgb": ("PSNR-RGB", ".2f"),
-           "lr_psnr": ("LR-PSNR", ".2f"), "lr_psnr_worst": ("worst", ".2f"),
-           "lr_psnr_pooled": ("pooled", ".2f"), "colour_error": ("colour", ".2f"), "lpips": ("LPIPS", ".4f"),
-           "squeezenet_distance": ("Squeeze*", ".4f"), "diversity_score": ("S", ".2f")}
+           "lr_psnr": ("LR-PSNR", ".2f"), "lr_psnr_worst": ("worst LR-PSNR", ".2f"),
+           "lr_psnr_pooled": ("pooled LR-PSNR", ".2f"), "colour_error": ("colour error", ".2f"),
+           "lpips": ("LPIPS", ".4f"), "squeezenet_distance": ("SqueezeNet*", ".4f"),
+           "diversity_score": ("diversity", ".2f")}
 
 
 def evaluate(network, pairs, distances=None, samples=None, **options):
@@ -84,12 +85,13 @@ def average(rows, drawn=False):
 def table(result):
     """The result as text, one line a picture and method."""
     columns = {key: column for key, column in COLUMNS.items() if key in result["bicubic"]}
-    headings = "".join(f"{heading:>9}" for heading, _ in columns.values())
+    widths = {key: max(9, len(heading) + 2) for key, (heading, _) in columns.items()}
+    headings = "".join(f"{heading:>{widths[key]}}" for key, (heading, _) in columns.items())
     lines = [f"{'picture':24} {'':8}{headings}{'MP/s':>9}"]
     for row in (*result["pictures"], {"name": "mean", **result["mean"], "bicubic": result["bicubic"]}):
         for label, values in (("network", row), ("bicubic", row["bicubic"])):
             speed = values.get("mpixel_per_second") or row["megapixels"] / values["seconds"]
-            cells = "".join(f"{values[key]:>9{spec}}" for key, (_, spec) in columns.items())
+            cells = "".join(f"{values[key]:>{widths[key]}{spec}}" for key, (_, spec) in columns.items())
             lines.append(f"{row['name'][:24] if label == 'network' else '':24} {label:8}{cells}{speed:9.2f}")
     if "squeezenet_distance" in columns:
         lines.append("* SqueezeNet distance, uncalibrated")

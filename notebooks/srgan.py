@@ -91,7 +91,7 @@ print(f"discriminator: {trainable(discriminator()):,}; with the paper's dense he
 # %% [markdown]
 # ## Training
 #
-# A warm-up on pixels alone, then the game. Everything that the game logs, for the shipped x2 network: 400 steps in ten
+# A warm-up on pixels alone, then adversarial training. Everything that adversarial training logs, for the shipped x2 network: 400 steps in ten
 # epochs. `accuracy` is the share of pairs in which the discriminator finds the real picture more real. Without the penalty
 # on its gradient (`r1`) it wins: then what the generator invents drifts away from the truth, and a grid appears.
 
@@ -177,7 +177,7 @@ plt.show()
 #
 # The report's failing. Its loss compares pixels with a weight of 0.0041 and otherwise asks the discriminator and VGG,
 # which both see edges better than tones: little holds the mean colour of a smooth region. Its network, after ten epochs of
-# warm-up and 30 of its 40 epochs of the game (patches of 64 x 64), is several levels off there, and draws a grid of single
+# warm-up and 30 of its 40 epochs of adversarial training (patches of 64 x 64), is several levels off there, and draws a grid of single
 # pixels; the discriminator tells nearly every pair by then. The shipped network's loss also shrinks SR and compares it with
 # LR. Here is the blurred difference to the truth, times ten, around grey, for the `reported` network and the `improved` one;
 # `colour` in the tables above is its mean over the smoothest quarter of the pixels.

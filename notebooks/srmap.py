@@ -127,8 +127,8 @@ for name in ("srmap-x4-reported", "srmap-x4"):
 # %% [markdown]
 # ## The report's table
 #
-# Ten samples of each picture. `pooled` is the PSNR of the mean squared error between the shrunken SR and LR over all samples,
-# `worst` the worst sample's. S is the diversity score: 0 where all samples are alike.
+# Ten samples of each picture. `pooled LR-PSNR` is the PSNR of the mean squared error between the shrunken SR and LR over all samples,
+# `worst LR-PSNR` the worst sample's. `diversity` is the diversity score: 0 where all samples are alike.
 
 # %%
 for title, network in networks.items():
@@ -201,7 +201,7 @@ show([row], 3.2)
 # ## Structured regions
 #
 # Windows, fences, edges: where gradients are strong and of one direction (the coherence of the structure tensor). Before the
-# game, after the reported one and after the improved one, at temperature 1 and at half of it.
+# adversarial training, after the reported one and after the improved one, at temperature 1 and at half of it.
 
 # %%
 def structure(hr, size=112):

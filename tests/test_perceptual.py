@@ -342,7 +342,7 @@ def test_evaluate_measures_the_squeezenet_distance(call, squeezenet, distance, p
         assert row["squeezenet_distance"] == pytest.approx(bicubic, rel=0.05)  # untrained, it is bicubic
         assert "lpips" not in row
     heading, *_, last = out.splitlines()
-    assert heading.split()[-2:] == ["Squeeze*", "MP/s"]
+    assert heading.split()[-2:] == ["SqueezeNet*", "MP/s"]
     assert last == "* SqueezeNet distance, uncalibrated"
     assert f"{rows[0]['squeezenet_distance']:.4f}" in out.splitlines()[1]
 

@@ -342,19 +342,19 @@ def test_relativistic_game_takes_another_function(logits):
     np.testing.assert_allclose(theirs, np.maximum(1 - (real - fake), 0), rtol=1e-6)
 
 
-@pytest.mark.parametrize("game", [standard, relativistic])
-def test_games_are_stable_however_sure_the_discriminator_is(game):
+@pytest.mark.parametrize("adversarial_loss", [standard, relativistic])
+def test_adversarial_losses_are_stable_however_sure_the_discriminator_is(adversarial_loss):
     fake = tf.Variable([[-1e4], [-1e4], [1e4], [1e4]])
     real = tf.Variable([[1e4], [-1e4], [1e4], [-1e4]])
     with tf.GradientTape(persistent=True) as tape:
-        ours, theirs = game(real, fake)
+        ours, theirs = adversarial_loss(real, fake)
     gradients = [tape.gradient(loss, pair) for loss in (ours, theirs) for pair in (fake, real)]
     arrays = [np.array(x) for x in (ours, theirs, *gradients) if x is not None]
-    assert len(arrays) == (5 if game is standard else 6)  # the generator's standard loss has no real
+    assert len(arrays) == (5 if adversarial_loss is standard else 6)  # of the standard one, ours has no real
     assert all(np.isfinite(array).all() for array in arrays)
     # A discriminator that is sure and right leaves the generator all of its gradient.
     assert float(gradients[0][0, 0]) == -1
-    assert float(ours[0, 0]) == (1e4 if game is standard else 2e4)
+    assert float(ours[0, 0]) == (1e4 if adversarial_loss is standard else 2e4)
 
 
 def test_total_variation_is_its_formula(rng):

@@ -1,4 +1,4 @@
-"""train/srgan.py: a step of the game, learning rates, and whole trainings in miniature."""
+"""train/srgan.py: a step of adversarial training, learning rates, and whole trainings in miniature."""
 
 import dataclasses
 import signal
@@ -26,8 +26,9 @@ from superres.train.loop import Keeper, RunSettings
 from superres.train.srgan import PRESETS, Settings, TwoPhases, main, schedules, trainer
 
 TERMS = ("pixel", "vgg", "adversarial", "variation", "fidelity", "grid")
-GAME = {"game": "relativistic", "adversarial": 0.1, "pixel_loss": "l1", "variation": 0.01, "fidelity": 1.0,
-        "grid": 0.5, "schedule": "cosine", "ema": 0.9, "initial": "interpolation", "warm_up": 2}
+ADVERSARIAL = {"adversarial_loss": "relativistic", "adversarial": 0.1, "pixel_loss": "l1", "variation": 0.01,
+               "fidelity": 1.0, "grid": 0.5, "schedule": "cosine", "ema": 0.9, "initial": "interpolation",
+               "warm_up": 2}
 DRAW = GANValidation.draw
 pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config:UserWarning")  # run eagerly
 SMALL = """
@@ -54,18 +55,18 @@ settings = {settings}
 patches = Patches(split_pictures(settings.data, 1, 0, 0)[0], 2, 8, 4)
 devices = {{number: loop.strategy(number) for number in (2, 1)}}  # two in a process get into each other's way
 loop.strategy = devices.get
-for game, frozen, r1 in (("standard", False, 0.01), ("relativistic", True, 0.01)):
+for kind, frozen, r1 in (("standard", False, 0.01), ("relativistic", True, 0.01)):
     results = []
     for replicas in (2, 1):
         keras.utils.set_random_seed(0)
         with devices[replicas].scope():
             assert devices[replicas].num_replicas_in_sync == replicas
-            model = trainer(dataclasses.replace(settings, game=game, frozen_norm=frozen, r1=r1))
+            model = trainer(dataclasses.replace(settings, adversarial_loss=kind, frozen_norm=frozen, r1=r1))
             parts = [model.network, model.discriminator]
             before = [part.get_weights() for part in parts]
             model.compile(keras.optimizers.SGD(0.1), keras.optimizers.SGD(0.1))
             model.optimizer.build(model.network.trainable_variables)
-            model.playing = True
+            model.discriminator_active = True
         traced, step = [], model.train_step
         model.train_step = lambda batch: traced.append(tf.executing_eagerly()) or step(batch)
         logs = model.fit(patches.dataset(), steps_per_epoch=1, verbose=0, shuffle=False).history
@@ -75,7 +76,7 @@ for game, frozen, r1 in (("standard", False, 0.01), ("relativistic", True, 0.01)
     for part, old, two, one in zip(parts, before, *results):
         learned, difference = (max(np.abs(a - b).max() for a, b in zip(one, other)) for other in (old, two))
         # Through a gradient's gradient and seven normalisations of few values, rounding leaves four digits.
-        assert learned > 1e-3 and difference < 2e-4 * learned, (game, part.name, learned, difference)
+        assert learned > 1e-3 and difference < 2e-4 * learned, (kind, part.name, learned, difference)
     np.testing.assert_allclose(*(logs for *_, logs in results), rtol=1e-5)
     statistics = [w for layer in model.network.layers if isinstance(layer, keras.layers.BatchNormalization)
                   for w in (layer.moving_mean, layer.moving_variance)]
@@ -114,13 +115,13 @@ def vgg(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(make, tmp_path_factory):
-    """A run of two epochs of warm-up and two of the game, and the weights after its steps."""
+    """A run of two epochs of warm-up and two of adversarial training, and the weights after its steps."""
     folder, passed = tmp_path_factory.mktemp("whole") / "run", []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(GANValidation, "draw", lambda *given: len(given[2]) < 4 or DRAW(*given))
         patch.setattr(Keeper, "on_train_batch_end", lambda self, batch, logs=None: passed.append(
             [np.array(v) for v in self.network.trainable_variables]))
-        main("quick", make(folder, **GAME))
+        main("quick", make(folder, **ADVERSARIAL))
     return folder, passed
 
 
@@ -130,8 +131,8 @@ def processes(make, grain, run_command, tmp_path_factory):
     folder = tmp_path_factory.mktemp("processes")
     two = make(folder / "two", replicas=2, warm_up=1, epochs=0, ema=0.5, adversarial=0.5, fidelity=1.0)
     commands = {
-        "warm-up": ("-c", KILLED.format(step=3, settings=make(folder / "warm-up", **GAME))),
-        "game": ("-c", KILLED.format(step=7, settings=make(folder / "game", **GAME))),
+        "warm-up": ("-c", KILLED.format(step=3, settings=make(folder / "warm-up", **ADVERSARIAL))),
+        "adversarial": ("-c", KILLED.format(step=7, settings=make(folder / "adversarial", **ADVERSARIAL))),
         "two": ("-c", REPLICAS.format(settings=two)),
         "quick": ("train/srgan.py", "quick", "--data", grain, "--run.folder", folder / "quick",
                   "--warm-up", 1, "--epochs", 1, "--steps", 1, "--blocks", 1, "--crop", 16, "--batch", 2),
@@ -153,11 +154,11 @@ def backup(folder):
         return {name: file[name][()] for name in names if isinstance(file[name], h5py.Dataset)}
 
 
-def playing(settings):
-    """A trainer that descends gradients at rate 1, in the game, and a batch."""
+def adversarial_step_of(settings):
+    """A trainer that descends gradients at rate 1, in adversarial training, and a batch."""
     model = trainer(settings)
     model.compile(keras.optimizers.SGD(1.0), keras.optimizers.SGD(1.0))
-    model.playing = True
+    model.discriminator_active = True
     return model, Patches(split_pictures(settings.data, 1, 1, 0)[0], 2, settings.crop // 2, settings.batch)[0]
 
 
@@ -166,10 +167,11 @@ def trained(model):
     return [[np.array(v) for v in part.trainable_variables] for part in (model.network, model.discriminator)]
 
 
-@pytest.mark.parametrize(("game", "pixel_loss"), [("standard", "mse"), ("relativistic", "l1")])
-def test_a_step_follows_both_gradients_of_the_formula(make, vgg, game, pixel_loss):
-    model, batch = playing(make(game=game, pixel_loss=pixel_loss, pixel=0.5, adversarial=0.2, variation=0.3,
-                                fidelity=0.7, grid=0.9, **vgg))
+@pytest.mark.parametrize(("kind", "pixel_loss"), [("standard", "mse"), ("relativistic", "l1")])
+def test_a_step_follows_both_gradients_of_the_formula(make, vgg, kind, pixel_loss):
+    model, batch = adversarial_step_of(make(
+        adversarial_loss=kind, pixel_loss=pixel_loss, pixel=0.5, adversarial=0.2, variation=0.3, fidelity=0.7,
+        grid=0.9, **vgg))
     lr, (hr,) = batch
 
     def minus_log(logit):  # of the probability
@@ -178,7 +180,7 @@ def test_a_step_follows_both_gradients_of_the_formula(make, vgg, game, pixel_los
     with tf.GradientTape(persistent=True) as tape:
         sr = model.network(lr, training=True)
         real, fake = (model.discriminator(picture, training=True) for picture in (hr, sr))
-        ours, theirs = ((minus_log(fake), minus_log(real) + minus_log(-fake)) if game == "standard" else
+        ours, theirs = ((minus_log(fake), minus_log(real) + minus_log(-fake)) if kind == "standard" else
                         (minus_log(fake - real), minus_log(real - fake)))
         expected = {
             "pixel": tf.reduce_mean((2 * hr - 2 * sr) ** 2 if pixel_loss == "mse" else tf.abs(hr - sr)),
@@ -205,8 +207,8 @@ def test_a_step_follows_both_gradients_of_the_formula(make, vgg, game, pixel_los
 
 
 def test_the_penalty_is_the_discriminator_s_alone(make):
-    settings = make(**GAME, r1=0.5)
-    model, batch = playing(settings)
+    settings = make(**ADVERSARIAL, r1=0.5)
+    model, batch = adversarial_step_of(settings)
     with tf.GradientTape() as tape:
         with tf.GradientTape() as inner:
             hr = tf.constant(batch[1][0])
@@ -222,13 +224,13 @@ def test_the_penalty_is_the_discriminator_s_alone(make):
     assert float(shown["r1"]) == pytest.approx(float(penalty), rel=1e-4)
     for before, after, gradient in zip(old[1], trained(model)[1], gradients, strict=True):
         np.testing.assert_allclose(before - after, gradient, rtol=1e-3, atol=1e-5)
-    without, _ = playing(dataclasses.replace(settings, r1=0.0))
+    without, _ = adversarial_step_of(dataclasses.replace(settings, r1=0.0))
     without.network.set_weights(model.network.get_weights())
     assert "r1" not in without.train_step(batch)
 
 
 def test_a_discriminator_of_bounded_kernels_plays(make):
-    model, batch = playing(make(**GAME, r1=0.5, norm="spectral"))
+    model, batch = adversarial_step_of(make(**ADVERSARIAL, r1=0.5, norm="spectral"))
     layers = [layer for layer in model.discriminator.layers if isinstance(layer, SpectralConv2D)]
     (_, old), vectors = trained(model), [np.array(layer.u) for layer in layers]
     assert float(model.train_step(batch)["discriminator_gradient"]) > 0
@@ -236,28 +238,28 @@ def test_a_discriminator_of_bounded_kernels_plays(make):
     assert all(changed(vectors[:-1], [np.array(layer.u) for layer in layers[:-1]]))  # the last has one filter
 
 
-@pytest.mark.parametrize("playing_now", [False, True])
-def test_frozen_statistics_are_the_warm_up_s(make, playing_now):
-    model, batch = playing(make(**GAME, frozen_norm=True))
-    model.playing = playing_now
+@pytest.mark.parametrize("active", [False, True])
+def test_frozen_statistics_are_the_warm_up_s(make, active):
+    model, batch = adversarial_step_of(make(**ADVERSARIAL, frozen_norm=True))
+    model.discriminator_active = active
     norms = [layer for layer in model.network.layers if isinstance(layer, keras.layers.BatchNormalization)]
     rng = np.random.default_rng(0)
     for layer in norms:
         layer.moving_variance.assign(rng.uniform(0.5, 2, layer.moving_variance.shape))
     before = [np.array(layer.moving_variance) for layer in norms]
-    expected = np.abs(batch[1][0] - model.network(batch[0], training=not playing_now)).mean()
-    if not playing_now:  # that call counted
+    expected = np.abs(batch[1][0] - model.network(batch[0], training=not active)).mean()
+    if not active:  # that call counted
         before = [np.array(layer.moving_variance) for layer in norms]
     shown = model.train_step(batch)
     assert float(shown["pixel"]) == pytest.approx(expected, rel=1e-4)
-    assert all(changed(before, [np.array(layer.moving_variance) for layer in norms])) == (not playing_now)
+    assert all(changed(before, [np.array(layer.moving_variance) for layer in norms])) == (not active)
 
 
 @pytest.mark.parametrize("term", TERMS)
 def test_every_term_alone_trains_the_generator_and_never_vgg(make, vgg, monkeypatch, term):
     made = []
     monkeypatch.setattr(script, "Perceptual", lambda *args: made.append(Perceptual(*args)) or made[-1])
-    model, batch = playing(make(**{**vgg, **dict.fromkeys(TERMS, 0.0), term: 1.0}))
+    model, batch = adversarial_step_of(make(**{**vgg, **dict.fromkeys(TERMS, 0.0), term: 1.0}))
     assert len(made) == (term == "vgg")
     fixed, (old, _) = [loss.features.get_weights() for loss in made], trained(model)
     shown = model.train_step(batch)
@@ -271,7 +273,7 @@ def test_every_term_alone_trains_the_generator_and_never_vgg(make, vgg, monkeypa
 
 @pytest.mark.parametrize(("adversarial", "rate"), [(0.0, 1.0), (1.0, 0.0)])
 def test_each_network_can_learn_alone(make, adversarial, rate):
-    model, batch = playing(make(pixel=0.0, adversarial=adversarial))
+    model, batch = adversarial_step_of(make(pixel=0.0, adversarial=adversarial))
     model.discriminator_optimizer.learning_rate = rate
     old = trained(model)
     model.train_step(batch)
@@ -280,33 +282,33 @@ def test_each_network_can_learn_alone(make, adversarial, rate):
 
 
 def test_the_warm_up_knows_pixels_alone(make, vgg):
-    model, batch = playing(make(pixel=0.0041, fidelity=1.0, **vgg))
-    model.playing = False
+    model, batch = adversarial_step_of(make(pixel=0.0041, fidelity=1.0, **vgg))
+    model.discriminator_active = False
     old, other = model.network.get_weights(), model.discriminator.get_weights()
     shown = model.train_step(batch)
     assert sorted(shown) == ["generator_gradient", "loss", "pixel"]
-    assert float(shown["loss"]) == float(shown["pixel"]) > 0  # whole, whatever its weight in the game
+    assert float(shown["loss"]) == float(shown["pixel"]) > 0  # whole, whatever its weight later
     assert any(changed(old, model.network.get_weights()))
     assert not any(changed(other, model.discriminator.get_weights()))
 
 
 def test_the_game_works_in_mixed_precision(make):
     keras.mixed_precision.set_dtype_policy("mixed_bfloat16")
-    model, batch = playing(make(**GAME))
+    model, batch = adversarial_step_of(make(**ADVERSARIAL))
     assert all(np.isfinite(float(value)) for value in model.train_step(batch).values())
 
 
-@pytest.mark.parametrize(("schedule", "warming", "game"), [
+@pytest.mark.parametrize(("schedule", "warming", "adversarial"), [
     # The rates' shares after 0, 4 and 7 of 8 steps, and after 0, 4, 5, 7 and 11 of 12.
     ("constant", (1, 1, 1), (1, 1, 1, 1, 1)),
     ("step", (1, 1, 1), (1, 1, 1, 0.1, 0.1)),
     ("cosine", (1, 0.5, 0.0380602), (1, 0.75, 0.6294095, 0.3705905, 0.0170371)),
 ])
-def test_learning_rates_of_both_optimisers(make, schedule, warming, game):
+def test_learning_rates_of_both_optimisers(make, schedule, warming, adversarial):
     model = trainer(make(schedule=schedule, warm_up=4, epochs=6, warm_up_rate=0.5, learning_rate=0.25))
     for optimizer, steps, rate, shares in (
-        (model.optimizer, (0, 4, 7), 0.5, warming), (model.optimizer, (8, 12, 13, 15, 19), 0.25, game),
-        (model.discriminator_optimizer, (0, 4, 5, 7, 11), 0.25, game),
+        (model.optimizer, (0, 4, 7), 0.5, warming), (model.optimizer, (8, 12, 13, 15, 19), 0.25, adversarial),
+        (model.discriminator_optimizer, (0, 4, 5, 7, 11), 0.25, adversarial),
     ):
         for step, share in zip(steps, shares, strict=True):
             optimizer.iterations.assign(step)
@@ -327,11 +329,12 @@ def test_the_schedule_comes_back_from_its_config(make, schedule):
 def test_presets_make_trainers_and_hold_the_papers_numbers(make, vgg, name):
     settings = PRESETS[name][1]
     model = trainer(dataclasses.replace(settings, **{**vgg, "vgg": settings.vgg}))
-    # Scale, blocks, PReLU, size of HR for the dense head, weights of pixels, VGG and the game.
+    # Scale, blocks, PReLU, size of HR for the dense head, weights of pixels, VGG and the adversarial loss.
     expected = {"reported": (2, 5, "scalar", None, {"pixel": 0.0041, "vgg": 0.001}, 1e-3, "standard"),
                 "paper": (4, 16, "channel", 96, {"pixel": 0.0, "vgg": 1.0}, 1e-3, "standard")}
     found = (settings.scale, settings.blocks, settings.prelu, model.discriminator.input.shape[1],
-             {key: weight for key, (weight, _) in model.terms.items()}, model.adversarial, settings.game)
+             {key: weight for key, (weight, _) in model.terms.items()}, model.adversarial,
+             settings.adversarial_loss)
     assert found == expected.get(name, found)
 
 
@@ -358,13 +361,13 @@ def test_snapshots_and_a_game_from_scratch_on_the_command_line(grain, monkeypatc
         command(main, PRESETS)
     if epochs is None:
         assert caught.value.code == 2
-        assert capsys.readouterr() == ("", "error: warm_up: a game that begins with an untrained generator "
+        assert capsys.readouterr() == ("", "error: warm_up: adversarial training of an untrained generator "
                                            "does not converge; give --start a network, or --scratch to try\n")
     else:
         assert caught.value.args == (epochs,)
 
 
-def test_a_run_plays_after_its_warm_up_and_draws(whole):
+def test_a_run_trains_adversarially_after_its_warm_up_and_draws(whole):
     folder, _ = whole
     assert {path.name for path in folder.iterdir()} == {
         "settings.yaml", "log.csv", "model.keras", "last.keras", "step_4.keras", "step_6.keras",
@@ -381,17 +384,17 @@ def test_a_run_plays_after_its_warm_up_and_draws(whole):
     assert GANValidation.key == "epoch"  # the last is the best, whatever its PSNR
     iterations = [int(value) for value in backup(folder).values() if value.dtype.kind in "iu"]
     assert sorted(iterations) == [4, 8]  # the discriminator joined for half of the steps
-    # Bicubic, warm-up, one and two epochs of the game, HR; at 110 points an inch.
+    # Bicubic, warm-up, one and two epochs of adversarial training, HR; at 110 points an inch.
     assert read_picture(folder / "comparison.png").pixels.shape == (253, 5 * 242, 3)
     assert read_picture(folder / "losses.png").pixels.std() > 10
 
 
-@pytest.mark.parametrize(("phase", "epochs"), [("warm-up", 1), ("game", 3)])  # of four
+@pytest.mark.parametrize(("phase", "epochs"), [("warm-up", 1), ("adversarial", 3)])  # of four
 def test_a_killed_run_goes_on_to_the_same_bits(whole, make, processes, phase, epochs):
     folder, finished = processes[0] / phase, processes[1][phase]
     assert finished.returncode == -signal.SIGKILL, finished.stderr
     assert len(rows(folder)) == epochs
-    main("quick", make(folder, **GAME))
+    main("quick", make(folder, **ADVERSARIAL))
     assert_same_run(folder, whole[0])
     one, two = backup(folder), backup(whole[0])
     assert one.keys() == two.keys()

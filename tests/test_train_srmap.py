@@ -1,4 +1,4 @@
-"""train/srmap.py: a step of the game, its settings, and whole trainings in miniature."""
+"""train/srmap.py: a step of adversarial training, its settings, and whole trainings in miniature."""
 
 import dataclasses
 import signal
@@ -26,7 +26,7 @@ from superres.train.srmap import OBJECTIVES, PRESETS, NoisyPatches, Settings, ma
 REDUCED = SIZES["reduced"]
 TINY = ({"stem": 8, "widths": (16, 8, 8), "blocks": (1, 1)},
         {"stem": 4, "widths": (4, 8, 8), "blocks": (1, 2, 1)})
-GAME = {"l1": 3.0, "energy": 20.0, "vgg": 9.0, "fidelity": 10.0, "initial_noise": 0.2,
+ADVERSARIAL = {"l1": 3.0, "energy": 20.0, "vgg": 9.0, "fidelity": 10.0, "initial_noise": 0.2,
         "r1": 0.1, "r2": 0.2, "ema": 0.9}
 pytestmark = pytest.mark.filterwarnings("ignore:Even though the `tf.config:UserWarning")  # run eagerly
 SMALL = f"""
@@ -109,7 +109,7 @@ def make(grain, tmp_path_factory):
 def whole(make, tmp_path_factory):
     """A run of two epochs of two steps."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    main("reported", make(folder, **GAME))
+    main("reported", make(folder, **ADVERSARIAL))
     return folder
 
 
@@ -118,9 +118,9 @@ def processes(make, grain, run_command, tmp_path_factory):
     """What needs processes of its own, two at a time: their folder, and name -> finished process."""
     folder = tmp_path_factory.mktemp("processes")
     commands = {
-        "killed": ("-c", KILLED.format(step=3, settings=make(folder / "killed", **GAME))),
+        "killed": ("-c", KILLED.format(step=3, settings=make(folder / "killed", **ADVERSARIAL))),
         "two": ("-c", REPLICAS.format(settings=make(
-            folder / "two", replicas=2, **{**GAME, "vgg": 0.0}, crop=12, accumulate=2))),
+            folder / "two", replicas=2, **{**ADVERSARIAL, "vgg": 0.0}, crop=12, accumulate=2))),
         "scratch": ("train/srmap.py", "reported"),
         "quick": ("train/srmap.py", "pretrain-l1", "--data", grain, "--run.folder", folder / "quick",
                   "--size", "reduced", "--scale", 2, "--epochs", 1, "--steps", 1, "--crop", 16, "--batch", 2,
@@ -131,7 +131,7 @@ def processes(make, grain, run_command, tmp_path_factory):
         return folder, dict(zip(commands, finished, strict=True))
 
 
-def playing(settings):
+def adversarial_step_of(settings):
     """A trainer with random weights that descends gradients at rate 1, and a batch."""
     model = trainer(settings)
     rng = np.random.default_rng(1)
@@ -144,7 +144,7 @@ def playing(settings):
 
 @pytest.mark.parametrize("reuse", [True, False])
 def test_a_step_follows_both_gradients_of_the_equations(make, reuse):
-    model, batch = playing(make(**GAME, adversarial=0.7, reuse=reuse))
+    model, batch = adversarial_step_of(make(**ADVERSARIAL, adversarial=0.7, reuse=reuse))
     (lr, seeds), (hr,) = batch
 
     def sample(i, k):
@@ -188,7 +188,7 @@ def test_a_step_follows_both_gradients_of_the_equations(make, reuse):
 @pytest.mark.parametrize("term", OBJECTIVES)
 def test_every_term_alone_trains_the_whole_generator(make, term):
     alone = {**dict.fromkeys(OBJECTIVES, 0.0), "adversarial": 1e-30, term: 1.0}
-    model, batch = playing(make(**{**GAME, **alone}))
+    model, batch = adversarial_step_of(make(**{**ADVERSARIAL, **alone}))
     old, _ = trained(model)
     shown = model.train_step(batch)
     assert float(shown["loss"]) == pytest.approx(float(shown[term]))
@@ -197,8 +197,8 @@ def test_every_term_alone_trains_the_whole_generator(make, term):
 
 @pytest.mark.parametrize("penalty", ["r1", "r2"])
 def test_penalties_train_the_discriminator_alone(make, penalty):
-    model, batch = playing(make(**{**GAME, "r1": 0, "r2": 0, penalty: 1e6}))
-    without, _ = playing(make(**{**GAME, "r1": 0, "r2": 0}))
+    model, batch = adversarial_step_of(make(**{**ADVERSARIAL, "r1": 0, "r2": 0, penalty: 1e6}))
+    without, _ = adversarial_step_of(make(**{**ADVERSARIAL, "r1": 0, "r2": 0}))
     for one in (model, without):
         one.train_step(batch)
     (generator, judge), (other, other_judge) = trained(model), trained(without)
@@ -213,7 +213,7 @@ def test_parts_of_a_batch_make_the_same_step(make, reuse, ways):
     """And so does a graph."""
     results = []
     for parts, compiled in ways:
-        model, batch = playing(make(**GAME, accumulate=parts, reuse=reuse))
+        model, batch = adversarial_step_of(make(**ADVERSARIAL, accumulate=parts, reuse=reuse))
         tf.config.run_functions_eagerly(not compiled)
         step = tf.function(model.train_step)
         shown = step(tf.nest.map_structure(tf.constant, batch))
@@ -227,14 +227,14 @@ def test_parts_of_a_batch_make_the_same_step(make, reuse, ways):
 
 def test_the_game_works_in_mixed_precision(make):
     keras.mixed_precision.set_dtype_policy("mixed_bfloat16")
-    model, batch = playing(make(**GAME, consistent=True))
+    model, batch = adversarial_step_of(make(**ADVERSARIAL, consistent=True))
     assert all(np.isfinite(float(value)) for value in model.train_step(batch).values())
 
 
 def test_pretraining_has_one_network_and_no_noise(make, grain):
     settings = dataclasses.replace(PRESETS["pretrain-l1"][1], size="reduced", scale=2, data=(str(grain),),
                                    crop=16, batch=4)
-    model, ((lr, seeds), (hr,)) = playing(settings)
+    model, ((lr, seeds), (hr,)) = adversarial_step_of(settings)
     assert model.discriminator is None
     assert len(model.network.inputs) == 1
     sr = model.network(lr)
@@ -290,7 +290,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(whole, make, processes):
     folder, finished = processes[0] / "killed", processes[1]["killed"]
     assert finished.returncode == -signal.SIGKILL, finished.stderr
     assert len(rows(folder)) == 1
-    main("reported", make(folder, **GAME))
+    main("reported", make(folder, **ADVERSARIAL))
     assert_same_run(folder, whole)
 
 
@@ -334,10 +334,10 @@ def test_wrong_settings_are_one_line_errors(make, tmp_path, changes, message):
         main("reported", make(tmp_path, **changes))
 
 
-@pytest.mark.parametrize(("arguments", "plays"), [
+@pytest.mark.parametrize(("arguments", "trains"), [
     (("reported",), False), (("improved",), False), (("improved", "--scratch"), True),
     (("reported", "--start", "l1.keras"), True), (("quick",), True)])
-def test_the_game_needs_a_start(make, grain, monkeypatch, capsys, arguments, plays):
+def test_adversarial_training_needs_a_start(make, grain, monkeypatch, capsys, arguments, trains):
     fitted = []
     monkeypatch.setattr(script, "fit", lambda *given, **named: fitted.append(named["preset"]) or sys.exit(0))
     monkeypatch.setattr(sys, "argv", ["srmap.py", *arguments, "--data", str(grain), "--scale", "2", "--size",
@@ -345,12 +345,12 @@ def test_the_game_needs_a_start(make, grain, monkeypatch, capsys, arguments, pla
                                       "--test-pictures", "1"])
     with pytest.raises(SystemExit) as end:
         commands.command(main, PRESETS)
-    assert (end.value.code, fitted) == ((0, [arguments[0]]) if plays else (2, []))
+    assert (end.value.code, fitted) == ((0, [arguments[0]]) if trains else (2, []))
     lines = capsys.readouterr().err.splitlines()
-    if not plays:
+    if not trains:
         assert lines == [
-            "error: start: the game does not converge from scratch (report, section 3): first train/srmap.py "
-            f"pretrain-l1 --data {grain} --scale 2 --size reduced, "
+            "error: start: adversarial training does not converge from scratch (report, section 3): first "
+            f"train/srmap.py pretrain-l1 --data {grain} --scale 2 --size reduced, "
             "then --start runs/srmap/pretrain-l1/model.keras; or --scratch"]
 
 

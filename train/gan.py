@@ -72,7 +72,7 @@ class GANValidation(PictureValidation):
     """PSNR and SSIM of held-out pictures, and the plots of an adversarial run.
 
     The last epoch counts as the best: a sharper network has a lower PSNR. What is not
-    finite stops the run, and so does a collapse: in the game, PSNR 6 dB below bicubic
+    finite stops the run, and so does a collapse: in adversarial training, PSNR 6 dB below bicubic
     interpolation's, or below the best before where that is worse.
 
     Besides the samples, the run's folder gets `losses.png`, every column of the log over
@@ -132,7 +132,7 @@ class GANValidation(PictureValidation):
 class TrainingSamples(keras.callbacks.Callback):
     """Draws what the weights of the moment make of held-out pictures: samples/step_NUMBER.png.
 
-    Losses do not tell how a game goes.
+    Losses do not tell how adversarial training goes.
 
     Args:
         folder: The run's.

@@ -38,4 +38,7 @@ class Log:
     def is_best(self):
         """Whether the last row is better than every row before it."""
         *before, last = [row[self.key] for row in self.rows]
-        return last not in before and last == self.better(*before, last, last)
+        if not before:
+            return True
+        best = self.better(before)
+        return last != best and last == self.better(last, best)

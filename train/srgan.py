@@ -1,4 +1,4 @@
-"""Train SRGAN: a warm-up on pixels, then the game against the discriminator, in one run.
+"""Train SRGAN: a warm-up on pixels, then adversarial training against the discriminator, in one run.
 
     python train/srgan.py reported --data FOLDER      the report's settings, x2
     python train/srgan.py paper --data FOLDER         the paper's, x4: weeks without a GPU
@@ -70,12 +70,12 @@ class Settings:
     norm: Literal["batch", "spectral"] = "batch"
     """The discriminator's: of its features, or of its kernels, which bounds its slope."""
     frozen_norm: bool = False
-    """In the game, normalise with the warm-up's statistics, as the network will when it is used, not with
-    the batch's."""
+    """In adversarial training, normalise with the warm-up's statistics, as the network will when it is
+    used, not with the batch's."""
 
-    # Loss of the generator (4.1): the warm-up has the pixels' alone, the game the sum of these
+    # Loss of the generator (4.1): the warm-up has the pixels' alone, adversarial training the sum of these
     pixel: float = 1.0
-    """Weight of the pixels' loss in the game."""
+    """Weight of the pixels' loss in adversarial training."""
     pixel_loss: Literal["mse", "l1"] = "mse"
     """Mean of squared differences on [-1, 1], where tanh and the paper have the pixels, or of absolute ones
     on [0, 1]."""
@@ -92,7 +92,7 @@ class Settings:
     """`imagenet` (VGG19, downloaded by Keras), or a file of VGG19 (.h5, .npz) or VGG16 weights (.npz)."""
     adversarial: float = 1e-3
     """Weight of the adversarial loss."""
-    game: Literal["standard", "relativistic"] = "standard"
+    adversarial_loss: Literal["standard", "relativistic"] = "standard"
     """Is this picture real, or is it more real than its counterpart?"""
     variation: float = 0.0
     """Weight of the total variation."""
@@ -108,25 +108,27 @@ class Settings:
 
     # Optimisation (5.2)
     start: str = ""
-    """A saved generator to start from; with --warm-up 0, the game begins at once."""
+    """A saved generator to start from; with --warm-up 0, adversarial training begins at once."""
     start_partial: bool = False
     """Start from a generator that has only a part of the layers, such as one of another scale."""
     scratch: bool = False
-    """Let the game begin with an untrained generator, which does not converge: no warm-up and no start."""
+    """Begin adversarial training with an untrained generator: no warm-up and no start. It does not
+    converge."""
     warm_up: int = 10
     """Epochs on pixels alone."""
     epochs: int = 40
-    """Epochs of the game after it; 0 trains the generator alone (SRResNet)."""
+    """Epochs of adversarial training after it; 0 trains the generator alone (SRResNet)."""
     steps: int = 50
     """Steps an epoch."""
     warm_up_rate: float = 1e-4
     """Adam's learning rate at the start of the warm-up."""
     learning_rate: float = 1e-4
-    """Adam's learning rate at the start of the game, for both networks."""
+    """Adam's learning rate at the start of adversarial training, for both networks."""
     beta_2: float = 0.9999
     """Adam's; beta_1 is 0.9."""
     schedule: Literal["constant", "step", "cosine"] = "constant"
-    """Of both phases: constant; a tenth for the second half of the game (the paper); to zero as a cosine."""
+    """Of both phases: constant; a tenth for the second half of adversarial training (the paper); to zero as
+    a cosine."""
     ema: float = 0.0
     """Momentum of a running average of the generator's weights, which then is what is saved; 0: none."""
 
@@ -135,17 +137,17 @@ class Settings:
 
 # The report's loss table gives 0.0041 for "perceptual loss", which its section 4.1.1
 # calls the per-pixel loss. Its epoch is taken to be one crop of each of DIV2K's 800 pictures.
-# What the game's terms weigh after a warm-up (srresnet-x2 on Set5): VGG 9e-3 to 3e-2, pixels 3e-6 to
+# What the loss's terms weigh after a warm-up (srresnet-x2 on Set5): VGG 9e-3 to 3e-2, pixels 3e-6 to
 # 1e-5, adversarial 7e-4. Unit-mean features taken as they are would leave VGG 8e-7 to 3e-6.
 REPORTED = Settings(scale=2, pixel=0.0041, vgg=0.001)
 PAPER = Settings(blocks=16, prelu="channel", head="dense", pixel=0.0, vgg=1.0, vgg_layer="block5_conv4",
                  warm_up=1000, epochs=200, steps=1000, beta_2=0.999, schedule="step")
-# The game is short: the discriminator wins a longer one, and what five blocks then invent lies further
-# from HR than their smooth start (weights/README.md).
+# Adversarial training is short: the discriminator wins a longer one, and what five blocks then invent
+# lies further from HR than their smooth start (weights/README.md).
 IMPROVED = Settings(
     initial="interpolation", frozen_norm=True, pixel=0.3, pixel_loss="l1", vgg=0.2, vgg_scale="relative",
-    adversarial=2e-2, game="relativistic", fidelity=1.0, grid=5.0, r1=0.3, warm_up=16, epochs=1, steps=250,
-    warm_up_rate=4e-4, beta_2=0.99, schedule="cosine", ema=0.99,
+    adversarial=2e-2, adversarial_loss="relativistic", fidelity=1.0, grid=5.0, r1=0.3, warm_up=16, epochs=1,
+    steps=250, warm_up_rate=4e-4, beta_2=0.99, schedule="cosine", ema=0.99,
     run=RunSettings(precision="auto"),
 )
 PRESETS = {
@@ -153,7 +155,7 @@ PRESETS = {
     "paper": ("The paper's x4: 16 blocks, VGG54.", PAPER),
     "improved": ("x4: from an interpolation, relativistic, colours held fast, averaged weights.", IMPROVED),
     "improved-x2": ("The same for x2.", dataclasses.replace(IMPROVED, scale=2, crop=48, r1=0.1)),
-    "quick": ("A small x2 network on photographs that scikit-image ships, pixels and the game alone.",
+    "quick": ("A small x2 network on photographs that scikit-image ships, without VGG.",
               dataclasses.replace(IMPROVED, scale=2, blocks=2, crop=48, vgg=0.0, warm_up=4, epochs=4,
                                   steps=50, val_pictures=1, test_pictures=0, run=RunSettings())),
 }
@@ -162,37 +164,39 @@ PRESETS = {
 class SRGANTrainer(GANTrainer):
     """Trains `network`, the generator, and `discriminator` on batches (lr, (hr,)).
 
-    Until `playing`, on the pixels' loss alone.
+    Until `discriminator_active`, on the pixels' loss alone.
 
     Args:
         network: The generator.
         discriminator: From pictures to logits (B, 1).
         terms: Dict of name -> (weight, function of (lr, hr, sr)) of the generator's loss,
             with `"pixel"` among them. Functions give one value a picture.
-        game: `losses.standard` or `losses.relativistic`.
+        adversarial_loss: `losses.standard` or `losses.relativistic`.
         adversarial: Weight of the adversarial loss.
         r1: Weight of the discriminator's gradient penalty on HR.
-        frozen_norm: Whether the generator's normalisations keep their statistics while playing.
+        frozen_norm: Whether the generator's normalisations keep their statistics with the discriminator.
     """
 
-    def __init__(self, network, discriminator, terms, game, adversarial, r1=0.0, frozen_norm=False, **kwargs):
+    def __init__(self, network, discriminator, terms, adversarial_loss, adversarial, r1=0.0,
+                 frozen_norm=False, **kwargs):
         names = ("loss", *terms, "adversarial", "discriminator", "r1", "accuracy", "generator_gradient",
                  "discriminator_gradient")
         super().__init__(network, discriminator, names, **kwargs)
-        self.terms, self.game, self.adversarial, self.r1 = terms, game, adversarial, r1
-        self.playing, self.frozen_norm = False, frozen_norm
+        self.terms, self.adversarial_loss, self.adversarial = terms, adversarial_loss, adversarial
+        self.r1, self.frozen_norm, self.discriminator_active = r1, frozen_norm, False
 
     def train_step(self, batch):
         lr, (hr,) = batch
         with tf.GradientTape() as tape, tf.GradientTape() as discriminator_tape:
-            sr = self.network(lr, training=not (self.playing and self.frozen_norm))
-            terms = self.terms if self.playing else {"pixel": (1, self.terms["pixel"][1])}
+            sr = self.network(lr, training=not (self.discriminator_active and self.frozen_norm))
+            terms = self.terms if self.discriminator_active else {"pixel": (1, self.terms["pixel"][1])}
             shown = {name: tf.reduce_mean(term(lr, hr, sr)) for name, (_, term) in terms.items()}
             loss = sum(weight * shown[name] for name, (weight, _) in terms.items())
-            if self.playing:
+            if self.discriminator_active:
                 real, penalty = penalised(self.discriminator, hr, self.r1 > 0)
                 fake = self.discriminator(sr, training=True)
-                shown["adversarial"], shown["discriminator"] = map(tf.reduce_mean, self.game(real, fake))
+                shown["adversarial"], shown["discriminator"] = map(
+                    tf.reduce_mean, self.adversarial_loss(real, fake))
                 loss += self.adversarial * shown["adversarial"]
                 discriminator_loss = shown["discriminator"]
                 if self.r1:
@@ -206,7 +210,7 @@ class SRGANTrainer(GANTrainer):
         # serves both gradients.
         variables = self.network.trainable_variables
         gradients = tape.gradient(generator_loss, variables)
-        if self.playing:
+        if self.discriminator_active:
             others = self.discriminator.trainable_variables
             other_gradients = discriminator_tape.gradient(discriminator_loss, others)
             self.discriminator_optimizer.apply(other_gradients, others)
@@ -225,31 +229,31 @@ class Phases(keras.callbacks.Callback):
         self.warm_up = warm_up
 
     def on_epoch_begin(self, epoch, logs=None):
-        playing = epoch >= self.warm_up
-        if playing != self.model.playing:
-            self.model.playing = playing
+        active = epoch >= self.warm_up
+        if active != self.model.discriminator_active:
+            self.model.discriminator_active = active
             self.model.make_train_function(force=True)
 
 
 def schedules(settings):
     """Learning rates of the generator and of the discriminator, which joins later."""
     schedules = keras.optimizers.schedules
-    warm_up, game = settings.warm_up * settings.steps, max(1, settings.epochs * settings.steps)
+    warm_up, adversarial_steps = settings.warm_up * settings.steps, max(1, settings.epochs * settings.steps)
 
     def constant(rate):
         return schedules.PiecewiseConstantDecay([0], [rate, rate])
 
-    def playing():
+    def adversarial():
         if settings.schedule == "cosine":
-            return schedules.CosineDecay(settings.learning_rate, game)
+            return schedules.CosineDecay(settings.learning_rate, adversarial_steps)
         if settings.schedule == "step":
             return schedules.PiecewiseConstantDecay(
-                [game // 2 - 1], [settings.learning_rate, settings.learning_rate / 10])
+                [adversarial_steps // 2 - 1], [settings.learning_rate, settings.learning_rate / 10])
         return constant(settings.learning_rate)
 
     warming = (schedules.CosineDecay(settings.warm_up_rate, max(1, warm_up)) if settings.schedule == "cosine"
                else constant(settings.warm_up_rate))
-    return TwoPhases(warming, playing(), warm_up), playing()
+    return TwoPhases(warming, adversarial(), warm_up), adversarial()
 
 
 def trainer(settings):
@@ -273,8 +277,8 @@ def trainer(settings):
         terms["grid"] = (settings.grid, lambda lr, hr, sr: grid(hr, sr, settings.scale))
     model = SRGANTrainer(
         network, discriminator(size=settings.crop if settings.head == "dense" else None, norm=settings.norm),
-        terms, {"standard": standard, "relativistic": relativistic}[settings.game], settings.adversarial,
-        settings.r1, settings.frozen_norm,
+        terms, {"standard": standard, "relativistic": relativistic}[settings.adversarial_loss],
+        settings.adversarial, settings.r1, settings.frozen_norm,
     )
     rate, discriminator_rate = schedules(settings)
     model.compile(
@@ -306,7 +310,7 @@ def main(preset: str, settings: Settings):
     # What VGG19 halves four times, or what can be shrunk
     check_range(numbers, "crop", least=16 if settings.vgg else 2 * settings.scale)
     if settings.epochs and not (settings.warm_up or settings.start or settings.scratch):
-        raise InputError("warm_up: a game that begins with an untrained generator does not converge; give "
+        raise InputError("warm_up: adversarial training of an untrained generator does not converge; give "
                          "--start a network, or --scratch to try")
     train, val, test = split_pictures(settings.data, settings.val_pictures, settings.test_pictures,
                                       settings.run.seed)
@@ -316,7 +320,7 @@ def main(preset: str, settings: Settings):
     validation = (GANValidation(val, settings.warm_up, settings.steps) if settings.epochs
                   else PictureValidation(val))
     run = settings.run
-    if settings.epochs and not run.snapshots:  # what is compared: the warm-up, and each quarter of the game
+    if settings.epochs and not run.snapshots:  # what is compared: the warm-up, and each quarter of the rest
         quarters = {settings.warm_up + settings.epochs * k // 4 for k in range(5)} - {0}
         run = dataclasses.replace(run, snapshots=tuple(sorted(q * settings.steps for q in quarters)))
     folder = fit(

@@ -1,4 +1,4 @@
-"""Train SRMAP: a generator on L1 first, then the MAP game, fidelity and a relativistic critic.
+"""Train SRMAP: a generator on L1 first, then MAP, against a relativistic discriminator and for fidelity.
 
     python train/srmap.py pretrain-l1 --data FOLDER    the generator alone, on L1
     python train/srmap.py reported --data FOLDER --start runs/srmap/pretrain-l1/model.keras
@@ -61,8 +61,8 @@ class Settings:
     crop: int = 192
     """Size of an HR patch in pixels: 192 for the full discriminator, 96 for the reduced one."""
     batch: int = 64
-    """Patches a batch, over all devices together. In the game, one half trains the generator, the other
-    the discriminator."""
+    """Patches a batch, over all devices together. In adversarial training, one half trains the generator,
+    the other the discriminator."""
     accumulate: int = 1
     """Compute a step's gradients in so many parts, one after another: less memory, the same step."""
 
@@ -108,7 +108,7 @@ class Settings:
     start_partial: bool = False
     """Start from a generator that has only a part of the layers, such as one of another scale."""
     scratch: bool = False
-    """Play without L1 and without a start all the same: it does not converge (3)."""
+    """Train without L1 and without a start all the same: it does not converge (3)."""
     epochs: int = 200
     """Epochs (3). The report's plots show the first steps at half the rate (4), which more epochs take."""
     steps: int = 500
@@ -137,14 +137,16 @@ PRETRAIN = Settings(noise=False, l1=1.0, fidelity=0.0, adversarial=0.0, batch=16
 # The penalties hold the discriminator back on a few hundred pictures, which it soon knows by heart. SR
 # that is reused saves a pass of the generator a step, but stands beside HR of other pictures, whose
 # contents differ by more than real and fake do: a paired loss wants SR of the same LR, drawn anew.
+# The weights 200, 60 and 5 are the best of the trials in weights/README.md: features below the energy
+# of colours lose diversity, above it draw flecks, and the discriminator takes away beads.
 IMPROVED = Settings(initial_noise=0.1, noise_cells=(1, 4), consistent=True, energy=200.0, vgg=60.0,
                     fidelity=0.0, adversarial=5.0, r1=0.1, r2=0.1, reuse=False, epochs=400,
                     run=RunSettings(precision="auto"))
 PRESETS = {
-    "pretrain-l1": ("The generator on L1, from which the game starts.", PRETRAIN),
-    "reported": ("The report's game.", REPORTED),
+    "pretrain-l1": ("The generator on L1, from which adversarial training starts.", PRETRAIN),
+    "reported": ("The report's adversarial training.", REPORTED),
     "improved": ("Exactly consistent with LR, and diverse.", IMPROVED),
-    "quick": ("Small networks, 100 steps of L1 and the game at once, on photographs that scikit-image ships.",
+    "quick": ("Small networks, 100 steps of all losses at once, on photographs that scikit-image ships.",
               dataclasses.replace(IMPROVED, size="reduced", crop=96, batch=4, l1=200.0, vgg=0.0,
                                   adversarial=1.0, epochs=4, steps=25, learning_rate=1e-4, ema=0.9,
                                   val_pictures=1, test_pictures=0, run=RunSettings())),
@@ -303,8 +305,9 @@ def check(settings):
         raise InputError(f"noise_cells: must be at least 1, not {settings.noise_cells}")
     if settings.adversarial and not (settings.l1 or settings.start or settings.scratch):
         raise InputError(
-            "start: the game does not converge from scratch (report, section 3): first train/srmap.py "
-            f"pretrain-l1 --data {' '.join(settings.data)} --scale {settings.scale} --size {settings.size}, "
+            "start: adversarial training does not converge from scratch (report, section 3): first "
+            f"train/srmap.py pretrain-l1 --data {' '.join(settings.data)} --scale {settings.scale} "
+            f"--size {settings.size}, "
             "then --start runs/srmap/pretrain-l1/model.keras; or --scratch")
 
 

@@ -137,8 +137,7 @@ PRETRAIN = Settings(noise=False, l1=1.0, fidelity=0.0, adversarial=0.0, batch=16
 # The penalties hold the discriminator back on a few hundred pictures, which it soon knows by heart. SR
 # that is reused saves a pass of the generator a step, but stands beside HR of other pictures, whose
 # contents differ by more than real and fake do: a paired loss wants SR of the same LR, drawn anew.
-# The weights 200, 60 and 5 are the best of the trials in weights/README.md: features below the energy
-# of colours lose diversity, above it draw flecks, and the discriminator takes away beads.
+# The weights 200, 60 and 5 were chosen among the trials that weights/README.md lists.
 IMPROVED = Settings(initial_noise=0.1, noise_cells=(1, 4), consistent=True, energy=200.0, vgg=60.0,
                     fidelity=0.0, adversarial=5.0, r1=0.1, r2=0.1, reuse=False, epochs=400,
                     run=RunSettings(precision="auto"))

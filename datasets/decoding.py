@@ -1,5 +1,6 @@
 """The values of picture files without loss: 8, 16 and 32 bits, and floating point."""
 
+import math
 import sys
 
 import numpy as np
@@ -9,7 +10,8 @@ from PIL import Image
 from superres.datasets.metadata import as_rgb
 from superres.errors import InputError
 
-SUBFILE, BITS, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT = 254, 258, 262, 284, 339  # tags of TIFF
+# Tags of TIFF.
+SUBFILE, WIDTH, HEIGHT, BITS, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT = 254, 256, 257, 258, 262, 284, 339
 
 
 def decode(image, white=None):
@@ -49,6 +51,15 @@ def decode(image, white=None):
         return _apart(np.asarray(image.convert("LA" if grey else "RGBA")))
     pixels = np.asarray(image.convert("L") if grey else as_rgb(image))
     return (pixels[..., None] if grey else pixels), None
+
+
+def check_size(width, height, size):
+    """Raise an InputError if so many pixels cannot be meant, in a file of that many bytes.
+
+    So small a file of a large picture may only be a blank one: a scanned page has up to 60 million.
+    """
+    if width * height > min(2 * Image.MAX_IMAGE_PIXELS, max(2**26, 10_000 * size)):
+        raise InputError(f"claims {width} x {height} pixels in {size} bytes: too large")
 
 
 def _apart(planes):
@@ -150,8 +161,9 @@ def decode_page(page, white=None):
     colours = 1 if grey else 3
     if not colours <= samples <= 16 or page.imagedepth != 1:
         raise InputError(f"a TIFF of {samples} channels and depth {page.imagedepth} is not supported")
-    if height * width > 2 * Image.MAX_IMAGE_PIXELS:
-        raise InputError(f"claims {width} x {height} pixels: too large")
+    check_size(width, height, page.parent.filehandle.size)
+    if len(page.dataoffsets) < math.prod(page.chunked):
+        raise InputError(f"truncated: {len(page.dataoffsets)} of {math.prod(page.chunked)} parts")
     values = page.asarray().reshape((samples, height, width) if page.planarconfig == 2
                                     else (height, width, samples))
     values = np.moveaxis(values, 0, -1) if page.planarconfig == 2 else values

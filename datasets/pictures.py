@@ -14,7 +14,17 @@ import tifffile
 from PIL import Image, TiffImagePlugin
 from scipy import ndimage
 
-from superres.datasets.decoding import BITS, PLANAR, SUBFILE, decode, decode_page, upright
+from superres.datasets.decoding import (
+    BITS,
+    HEIGHT,
+    PLANAR,
+    SUBFILE,
+    WIDTH,
+    check_size,
+    decode,
+    decode_page,
+    upright,
+)
 from superres.datasets.encoding import ANIMATED, WRITABLE, declare_16_bits, save, save_animation, to_uint8
 from superres.datasets.metadata import ORIENTATION, Info, read_info
 from superres.errors import InputError
@@ -112,8 +122,7 @@ def _only_input_errors(path):
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("ignore")
-            for category in (UserWarning, RuntimeWarning):
-                warnings.simplefilter("always", category)
+            warnings.simplefilter("always", UserWarning)
             yield
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
@@ -150,11 +159,16 @@ def _pages(path, stack):
             raise EOFError
         image.seek(number)
         vars(image).pop("getexif", None)
+        check_size(*image.size, os.path.getsize(path))
         if image.format == "PNG" and number == 0 and image.info.get("default_image"):
             return None  # shown where animations are not known
         if image.format == "TIFF":
             if number and image.tag_v2.get(SUBFILE, 0) & 5:
                 return None  # a thumbnail or a mask of another page
+            there = [max(tile.extents[side] for tile in image.tile) for side in (2, 3)]
+            claimed = [image.tag_v2[WIDTH], image.tag_v2[HEIGHT]]
+            if there != claimed:  # Pillow would leave the rest black
+                raise InputError(f"truncated: {there} of {claimed} columns and rows")
             info, orientation = read_info(image)
 
             def only_orientation():
@@ -259,7 +273,9 @@ def write_frames(path, frames, quality=None, depth=8, strip=False):
     if depth == 16 and kind not in ("PNG", "TIFF"):
         raise InputError(f"{path}: 16 bits a channel go into PNG and TIFF only")
     frames = (frame if isinstance(frame, Picture) else Picture(frame) for frame in frames)
-    first, second = next(frames), next(frames, None)
+    first, second = next(frames, None), next(frames, None)
+    if first is None:
+        raise InputError(f"{path}: no frames to write")
     if second is not None:
         if kind not in ANIMATED:
             raise InputError(f"{path}: several frames go into {', '.join(ANIMATED)} only")

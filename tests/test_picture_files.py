@@ -193,7 +193,7 @@ def test_16_bits_are_written_and_read_again(tmp_path, suffix, channels):
 
 
 def profile(space):
-    """A colour profile: wide RGB with other primaries than sRGB, grey of gamma 1, or LAB."""
+    """A colour profile: Adobe RGB, grey of gamma 1, LAB, or CMYK whose full cyan is grey of L* 50."""
     if space == "LAB":
         return ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB")).tobytes()
 
@@ -207,6 +207,13 @@ def profile(space):
     tags = {b"wtpt": xyz(0.9642, 1, 0.8249)}
     if space == "GRAY":
         tags[b"kTRC"] = gamma
+    elif space == "CMYK":  # a table of the 16 corners, of L* for cyan varying slowest; a* and b* are 0
+        ramp = bytes(range(256))
+        corners = [0 if k or m or y else 128 if c else 255
+                   for c, m, y, k in itertools.product((0, 1), repeat=4)]
+        table = b"".join(bytes([lightness, 128, 128]) for lightness in corners)
+        one = struct.pack(">9i", *(65536 if i % 4 == 0 else 0 for i in range(9)))
+        tags[b"A2B0"] = tag(b"mft1", bytes([4, 3, 2, 0]) + one + ramp * 4 + table + ramp * 3)
     else:  # Adobe RGB (1998), adapted to D50
         primaries = ((0.60974, 0.31111, 0.01947), (0.20528, 0.62567, 0.06087), (0.14919, 0.06322, 0.74457))
         for name, primary in zip(b"rgb", primaries, strict=True):
@@ -215,8 +222,9 @@ def profile(space):
     for name, content in tags.items():
         table += name + struct.pack(">II", offset + len(data), len(content))
         data += content
-    header = struct.pack(">I4sI4s4s4s12x4s", offset + len(data), b"lcms", 0x02100000, b"mntr",
-                         space.encode().ljust(4), b"XYZ ", b"acsp").ljust(68, b"\0")
+    header = struct.pack(">I4sI4s4s4s12x4s", offset + len(data), b"lcms", 0x02100000,
+                         b"prtr" if space == "CMYK" else b"mntr", space.encode().ljust(4),
+                         b"Lab " if space == "CMYK" else b"XYZ ", b"acsp").ljust(68, b"\0")
     header = (header + xyz(0.9642, 1, 0.8249)[8:]).ljust(128, b"\0")
     return header + struct.pack(">I", len(tags)) + table + data
 
@@ -269,6 +277,19 @@ def test_lab_becomes_srgb(tmp_path):
     np.testing.assert_allclose(picture.pixels[1, 1], [119, 119, 119], atol=1)
     np.testing.assert_allclose(picture.pixels[0, 0], [255, 255, 255], atol=1)
     assert picture.info.icc is None
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".tif"])
+def test_cmyk_becomes_srgb_by_its_profile(tmp_path, suffix):
+    image = Image.new("CMYK", (32, 16), (0, 0, 0, 0))
+    image.paste((255, 0, 0, 0), (0, 0, 16, 16))
+    image.save(tmp_path / f"a{suffix}", icc_profile=profile("CMYK"))
+    picture = read_picture(tmp_path / f"a{suffix}")
+    np.testing.assert_allclose(picture.pixels[8, 4], [119, 119, 119], atol=2)  # L* 50
+    np.testing.assert_allclose(picture.pixels[8, 28], [255, 255, 255], atol=2)
+    assert picture.info.icc is None
+    image.save(tmp_path / f"a{suffix}")
+    assert read_picture(tmp_path / f"a{suffix}").pixels[8, 4, 0] < 20  # without one, cyan
 
 
 @pytest.mark.parametrize("icc", [b"nonsense", profile("RGB")[:300], profile("GRAY")])
@@ -698,7 +719,7 @@ def test_an_enormous_size_is_refused_before_it_is_allocated(tmp_path, suffix, mo
 def test_an_enormous_float_tiff_is_refused(tmp_path, monkeypatch):
     tiff(tmp_path / "a.tif", DEEP[..., :3] / np.float32(65535))
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 20)
-    with pytest.raises(InputError, match="9 x 6 pixels: too large"):
+    with pytest.raises(InputError, match=r"9 x 6 pixels in .* bytes: too large"):
         read_picture(tmp_path / "a.tif")
 
 

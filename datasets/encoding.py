@@ -6,7 +6,7 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from superres.datasets.metadata import WITH_PROFILE, Info, as_srgb, save_options
+from superres.datasets.metadata import Info, as_srgb, keeps_profile, save_options
 from superres.errors import InputError
 
 WITH_ALPHA = ("PNG", "WEBP", "TIFF", "AVIF", "JPEG2000", "TGA", "ICO", "GIF")  # the others are put on white
@@ -54,7 +54,7 @@ def save_animation(file, path, kind, frames, quality, strip):
 def _options(path, kind, picture, quality, strip):
     """Keyword arguments of Pillow's `save`."""
     info = Info(icc=picture.info.icc) if strip else picture.info
-    options = save_options(path, info, kind)
+    options = save_options(path, info, kind, picture.pixels.shape[-1] == 1)
     if kind in ("JPEG", "AVIF"):
         options |= {"quality": 95 if quality is None else quality, "subsampling": "4:4:4"}
         if kind == "AVIF" and picture.pixels.shape[-1] == 1 and picture.alpha is None:
@@ -81,7 +81,7 @@ def _image(planes):
 def _to_image(kind, picture):
     """A Pillow image of 8 bits, in a mode that the kind can hold."""
     pixels, alpha = to_uint8(picture.pixels), picture.alpha
-    if picture.info.icc and kind not in WITH_PROFILE:
+    if picture.info.icc and not keeps_profile(kind, pixels.shape[-1] == 1):
         pixels = as_srgb(pixels, picture.info.icc)
     if alpha is not None:  # a large opaque picture is not copied
         alpha = to_uint8(alpha)

@@ -3,6 +3,7 @@
 import functools
 import io
 import re
+import struct
 import warnings
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ DESCRIPTIVE = {
 # Of the other directories: what is right for one size only, or is a place in the old file.
 OUTDATED = {ExifTags.Base.ExifImageWidth, ExifTags.Base.ExifImageHeight, *ExifTags.IFD}
 WITH_PROFILE = ("PNG", "JPEG", "WEBP", "TIFF", "AVIF")  # pictures of other kinds are taken for sRGB
+WITHOUT_GREY_PROFILE = ("WEBP", "AVIF")  # which hold grey as colour
 JPEG_SEGMENT = 65533 - 29  # bytes of EXIF or XMP that a JPEG holds
 
 
@@ -59,6 +61,8 @@ def read_info(image):
         warnings.warn("its colour profile is damaged or not for such pixels: ignored", stacklevel=2)
         icc = None
     orientation, exif = sound_exif(image.getexif)
+    if orientation is None:
+        orientation = _attempt(_orientation, found.get("exif"))
     xmp = found.get("xmp") or found.get("XML:com.adobe.xmp")
     xmp = xmp.encode("utf-8", "replace") if isinstance(xmp, str) else xmp
     xmp = xmp if isinstance(xmp, bytes) else None
@@ -85,14 +89,17 @@ def sound_exif(load):
     if exif is None:
         return None, None
     orientation = _attempt(exif.get, ORIENTATION)
-    orientation = _attempt(int, orientation[0] if isinstance(orientation, tuple) else orientation)
+    orientation = _attempt(lambda: int(orientation[0] if isinstance(orientation, tuple) else orientation))
 
     def block(tags):
         """An EXIF block of {(directory, tag): value}, where directory None is the first."""
         exif_of = Image.Exif()
         exif_of.endian = exif.endian
         for (directory, tag), value in tags.items():
-            (exif_of if directory is None else exif_of.get_ifd(directory))[tag] = value
+            if directory is None:
+                exif_of[tag] = value
+            else:
+                exif_of[directory] = exif_of.get(directory, {}) | {tag: value}
         return exif_of.tobytes()
 
     kept = {}
@@ -102,7 +109,20 @@ def sound_exif(load):
             entry = {(directory, tag): _attempt(tags.__getitem__, tag)}
             if _attempt(block, entry):
                 kept |= entry
-    return orientation, block(kept) if kept else None
+    return orientation, _attempt(block, kept) if kept else None
+
+
+def _orientation(block):
+    """The orientation in an EXIF block's first directory, whatever else in it is damaged, or None."""
+    block = block.removeprefix(b"Exif\0\0")
+    order = "<" if block[:2] == b"II" else ">"
+    (start,) = struct.unpack_from(order + "I", block, 4)
+    (count,) = struct.unpack_from(order + "H", block, start)
+    for entry in range(start + 2, start + 2 + 12 * count, 12):
+        tag, _, _, value = struct.unpack_from(order + "HHIH", block, entry)
+        if tag == ORIENTATION:
+            return value
+    return None
 
 
 def _attempt(function, *arguments):
@@ -155,6 +175,11 @@ def as_rgb(image):
     return image.convert("RGB")
 
 
+def keeps_profile(kind, grey):
+    """Whether a file of a kind such as "PNG" can hold the profile of such pixels."""
+    return kind in WITH_PROFILE and not (grey and kind in WITHOUT_GREY_PROFILE)
+
+
 def as_srgb(pixels, icc):
     """Pixels (H, W, 1|3) uint8 of a profile as those of sRGB; grey stays grey."""
     grey = pixels.shape[-1] == 1
@@ -162,7 +187,7 @@ def as_srgb(pixels, icc):
     return np.asarray(ImageCms.applyTransform(image, _to_srgb(icc, image.mode)))[..., : pixels.shape[-1]]
 
 
-def save_options(path, info, kind):
+def save_options(path, info, kind, grey):
     """Keyword arguments of Pillow's `save` that write the `Info` into a file of a kind, such as "PNG".
 
     What the kind has no place for is left out.
@@ -177,7 +202,7 @@ def save_options(path, info, kind):
     exif, xmp = fits("EXIF", info.exif), fits("XMP", info.xmp)
     options, text = {}, info.text or {}
     if kind in WITH_PROFILE:
-        options = {"icc_profile": info.icc, "exif": exif}
+        options = {"icc_profile": info.icc if keeps_profile(kind, grey) else None, "exif": exif}
     if kind in ("JPEG", "WEBP", "AVIF"):
         options["xmp"] = xmp
     if kind == "TIFF" and xmp:

@@ -238,7 +238,8 @@ def write_picture(path, picture, quality=None, depth=8, strip=False):
     """Write a `Picture` or an array (H, W, 1|3), uint8 or float in [0, 1], as the kind that the suffix says.
 
     PNG, TIFF, WebP, AVIF, JPEG 2000, TGA, ICO and GIF keep alpha; JPEG, BMP and PPM are put on white.
-    PNG, JPEG, WebP, TIFF and AVIF keep the colour profile; for the others, the pixels become sRGB.
+    PNG, JPEG, TIFF, WebP and AVIF keep the colour profile, the last two of colour only; where it is not
+    kept, the pixels become sRGB.
     Without a suffix, a PNG is written. The file appears whole or not at all: it is written beside its
     place and moved there, so that a full disk or a killed process leaves no half picture.
 

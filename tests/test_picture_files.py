@@ -233,9 +233,12 @@ def profile(space):
 @pytest.mark.parametrize("space", ["RGB", "GRAY"])
 def test_the_colour_profile_is_kept_and_the_pixels_too(tmp_path, space, suffix):
     pixels = SMOOTH if space == "RGB" else SMOOTH[..., :1]
-    if space == "GRAY" and suffix == ".webp":
-        pytest.skip("a WebP is never grey")
     write_picture(tmp_path / f"a{suffix}", Picture(pixels, None, Info(icc=profile(space))))
+    if space == "GRAY" and suffix in (".webp", ".avif"):  # no place for one: half the light is 188 in sRGB
+        picture = read_picture(tmp_path / f"a{suffix}")
+        assert picture.info.icc is None
+        assert abs(int(picture.pixels[pixels[..., 0] == 130].mean()) - 188) <= 3
+        return
     picture = read_picture(tmp_path / f"a{suffix}")
     assert picture.info.icc == profile(space)
     tolerance = 12 if suffix in (".jpg", ".avif") else 0
@@ -308,12 +311,12 @@ def test_a_damaged_or_foreign_profile_is_ignored_and_said(tmp_path, icc, mode):
 # Metadata.
 
 
-def camera(orientation=6, **more):
+def camera(orientation=6):
     exif = Image.Exif()
     exif[0x010F], exif[0x0110], exif[0x0112] = "Maker", "Model", orientation
     exif[0x0132] = "2024:01:02 03:04:05"
-    exif.get_ifd(0x8769).update({0x829A: 0.01, 0xA002: 4000, 0xA003: 3000, 0x9003: "2024:01:02 03:04:05"})
-    exif.get_ifd(0x8825).update({1: "N", 2: (52.0, 30.0, 15.5)})
+    exif[0x8769] = {0x829A: 0.01, 0xA002: 4000, 0xA003: 3000, 0x9003: "2024:01:02 03:04:05"}
+    exif[0x8825] = {1: "N", 2: (52.0, 30.0, 15.5)}
     return exif
 
 

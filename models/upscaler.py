@@ -17,7 +17,7 @@ from PIL import Image
 
 from superres.datasets.color import grey_to_y, rgb_to_ycbcr, y_to_grey, ycbcr_to_rgb
 from superres.datasets.degradations import imresize
-from superres.datasets.pictures import Picture, as_image, decoded, to_float, to_uint8
+from superres.datasets.pictures import Picture, as_image, decoded, fill_invisible, to_float, to_uint8
 from superres.datasets.thumbnails import thumbnail
 from superres.errors import InputError
 from superres.layers import ConsistentPicture  # and registers all layers that saved networks hold
@@ -159,11 +159,13 @@ class Upscaler(keras.Model):
 
     def _drawn(self, picture, samples, temperature, seed, tile, ensemble, crop, progress):
         """`Picture`s, one for each sample."""
-        alpha = picture.alpha
-        alpha = None if alpha is None else imresize(alpha, self.scale)
+        picture, alpha = fill_invisible(picture), picture.alpha
+        if alpha is not None:
+            alpha = imresize(alpha, self.scale)
+            alpha = alpha if alpha.dtype == np.uint8 else alpha.clip(0, 1)
         for k in range(samples):
             pixels = self._tiled(picture.pixels, (temperature, seed + k), tile, ensemble, progress)
-            yield Picture(pixels, alpha)
+            yield Picture(pixels, alpha, picture.info)
 
     def _tiled(self, lr, noise, tile, ensemble, progress):
         # A window smaller than SMALLEST would be continued, where the whole image is not.

@@ -56,6 +56,9 @@ def command(main, presets=None):
             name = next((word for word in arguments if word in presets), "")
             settings = tyro.extras.overridable_config_cli(presets, description=main.__doc__, args=arguments)
             main(name, settings)
+    except BrokenPipeError:  # who reads the output has gone, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
     except (InputError, OSError) as error:
         sys.exit(_fail(error))
     except KeyboardInterrupt:

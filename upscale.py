@@ -1,13 +1,17 @@
 """Upscale photographs with a trained network.
 
-    python upscale.py weights/lapsrn-x2.keras photo.jpg -o upscaled
-    python upscale.py weights/lapsrn-x4.keras holiday/ "scans/*.tif" -o upscaled
-    python upscale.py weights/srgan-x4.keras a.jpg --blend 0.3 --blend-with weights/srresnet-x4.keras -o up
-    python upscale.py weights/pixel_recursive-celeba.keras face.jpg --crop face --samples 4 -o upscaled
+    python upscale.py lapsrn-x4 photo.jpg -o upscaled
+    python upscale.py lapsrn-x4 holiday/ "scans/*.tif" -o upscaled --format jpg --quality 90
+    python upscale.py lapsrn-x4 clip.gif photo.png -o upscaled --size 1920x1080
+    python upscale.py srgan-x4 a.jpg --blend 0.3 --blend-with srresnet-x4 -o upscaled
+    python upscale.py pixel_recursive-celeba face.jpg --crop face --samples 4 -o upscaled
+    python upscale.py --list
 
-A picture of any kind and size works: grey, palette, CMYK, 16-bit, with alpha, rotated by
-EXIF, from 1 x 1 up. The result is a PNG of 8 bits a channel, grey where the picture was
-grey. Large pictures are computed in tiles, which changes nothing but the memory needed.
+MODEL is a shipped network, which --list names, or a .keras file. Every kind of picture that
+Pillow reads works, at any size from 1 x 1 up: grey, palette, CMYK, 16 bits and floats, with alpha,
+rotated by EXIF, and all frames of GIF, WebP, APNG and of TIFF's pages. The result is a PNG, grey
+where the picture was grey, with its colour profile, EXIF and resolution; an animation stays one
+of its kind. Large pictures are computed in tiles, which changes nothing but the memory needed.
 
 A network with noise, such as SRMAP's, draws as many samples as are asked for, from the seeds
 S, S + 1 and so on of `--seed S`; `--stochasticity` also draws where they differ.
@@ -19,54 +23,98 @@ picture, a square is cut out and shrunk to it.
 from superres.commands import command  # first: it quietens TensorFlow
 
 # isort: split
+import csv
+import errno
 import glob
+import re
 import sys
 import time
 from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
+import tensorflow as tf
 import tyro
 from tqdm import tqdm
 
-from superres.datasets.pictures import list_pictures, read_picture, to_uint8, write_picture
+from superres.datasets.degradations import imresize
+from superres.datasets.pictures import (
+    animation_suffix,
+    list_pictures,
+    read_frames,
+    read_picture,
+    to_float,
+    to_uint8,
+    write_frames,
+    write_picture,
+)
 from superres.datasets.thumbnails import Crop
 from superres.errors import InputError
-from superres.models.upscaler import load_blended
+from superres.models.upscaler import WEIGHTS, load_blended
 from superres.precision import chosen_precision
 
+Format = Literal["png", "jpg", "webp", "tiff", "avif", "gif"]
+Model = Annotated[str, tyro.conf.arg(metavar="MODEL")]
 
-def destinations(inputs, folder, scale):
+
+def destinations(inputs, folder, suffix, kind=None):
     """(source, destination) of every file, folder and glob, no destination twice.
+
+    What lies in `folder` already under the name of another input's result is left out, with a
+    line that says so, unless it is named itself.
+
+    Args:
+        suffix: What is added to a name, such as `"_x4"`.
+        kind: The results' suffix, such as `"jpg"`; None: PNG, and of an animation its own.
 
     Raises:
         InputError: if an input stands for no file at all.
     """
-    folder, jobs, seen, taken = Path(folder), [], set(), set()
+    folder, found, seen = Path(folder), [], set()
     for given in inputs:
         if Path(given).is_dir():
-            found = [(path, path.relative_to(given).parent) for path in list_pictures(given)]
+            paths = [(path, path.relative_to(given).parent, False) for path in list_pictures(given)]
         else:
-            paths = [given] if Path(given).exists() else sorted(glob.glob(given, recursive=True))
-            found = [(Path(path), Path()) for path in paths if Path(path).is_file()]
-        if not found:
-            raise InputError(f"{given}: no such file, folder or pattern")
-        for source, below in found:
-            if source.resolve() in seen:
-                continue
-            seen.add(source.resolve())
-            stem = name = f"{source.stem}_x{scale}"
-            number = 1
-            while folder / below / f"{name}.png" in taken:
-                number += 1
-                name = f"{stem}_{number}"
-            taken.add(folder / below / f"{name}.png")
-            jobs.append((source, folder / below / f"{name}.png"))
+            there = [given] if Path(given).exists() else sorted(glob.glob(given, recursive=True))
+            paths = [(Path(path), Path(), path == given) for path in there if Path(path).is_file()]
+        if not paths:
+            hint = f"; for a name that begins with a dash, write ./{given}" if given.startswith("-") else ""
+            raise InputError(f"{given}: no such file, folder or pattern{hint}")
+        for source, below, named in paths:
+            if source.resolve() not in seen:
+                seen.add(source.resolve())
+                found.append((source, below, named))
+
+    jobs, taken = [], set()
+    names = {(source.resolve().parent, source.stem) for source, *_ in found}
+    for source, below, named in found:
+        # a_x4.png and its kin a_x4_2.png, beside a.png and where results go
+        result_of = re.fullmatch(rf"(.+){re.escape(suffix)}(_\d+|_std)?", source.stem)
+        if (not named and result_of and (source.resolve().parent, result_of[1]) in names
+                and source.resolve().parent == (folder / below).resolve()):
+            print(f"left out: {source} looks like a result of {result_of[1]}; name it to upscale it")
+            continue
+        ending = f".{kind}" if kind else animation_suffix(source) or ".png"
+        stem = name = f"{source.stem}{suffix}"
+        number = 1
+        while folder / below / f"{name}{ending}" in taken:
+            number += 1
+            name = f"{stem}_{number}"
+        taken.add(folder / below / f"{name}{ending}")
+        jobs.append((source, folder / below / f"{name}{ending}"))
     return jobs
 
 
+def check_free(path, sources, overwrite):
+    """Raise InputError for a file that no result may be written over: an input; without `overwrite` any."""
+    if path.resolve() in sources:
+        raise InputError(f"{path} is an input, which no result is written over; choose another --output")
+    if not overwrite:
+        raise InputError(f"{path} is there already; --overwrite writes over it, --skip-existing leaves it")
+
+
 def stochasticity_map(samples):
-    """Where samples (H, W, C) uint8 differ: their standard deviation, (H, W, 1) uint8.
+    """Where samples (H, W, C) differ: their standard deviation, (H, W, 1) uint8.
 
     The largest hundredth is white. Source: the report "Explicit MAP Optimization for
     Photo-Realistic Super Resolution", figure 3.
@@ -78,14 +126,58 @@ def stochasticity_map(samples):
     return to_uint8(np.clip(deviation / max(np.quantile(deviation, 0.99), 1e-9), 0, 1))
 
 
+def target_size(size):
+    """(width, height) that `--size` names."""
+    match = re.fullmatch(r"(\d+)x(\d+)", size)
+    if not match or "0" in (match[1], match[2]):
+        raise InputError(f"--size: must be WIDTHxHEIGHT, such as 1920x1080, not {size}")
+    return int(match[1]), int(match[2])
+
+
+def resized(picture, size=None, scale=None, factor=None):
+    """A super-resolved `Picture`, shrunk by MATLAB's bicubic to a size, or to a scale.
+
+    Args:
+        size: (width, height).
+        scale: Of the result over LR.
+        factor: Of the picture over LR.
+    """
+    height, width = picture.pixels.shape[:2]
+    if scale:
+        size = tuple(max(1, round(length * scale / factor)) for length in (width, height))
+    if not size or size == (width, height):
+        return picture
+    if size[0] > width or size[1] > height:
+        raise InputError(f"--size: {size[0]} x {size[1]} is larger than what the network makes, "
+                         f"{width} x {height}")
+    factors = (size[1] / height, size[0] / width)
+
+    def shrunk(planes):
+        small = imresize(planes, factors)
+        return small if small.dtype == np.uint8 else small.clip(0, 1)
+
+    return picture._replace(pixels=shrunk(picture.pixels),
+                            alpha=None if picture.alpha is None else shrunk(picture.alpha))
+
+
 def main(
-    model: str,
+    model: Model,
     inputs: Annotated[tuple[str, ...], tyro.conf.arg(metavar="INPUT...")],
     /,
-    output: Annotated[str, tyro.conf.arg(aliases=["-o"])],
+    output: Annotated[str, tyro.conf.arg(aliases=["-o"], metavar="FOLDER")],
+    format: Format | None = None,
+    quality: Annotated[int | None, tyro.conf.arg(metavar="1..100")] = None,
+    depth: Literal[8, 16] = 8,
+    size: Annotated[str, tyro.conf.arg(metavar="WIDTHxHEIGHT")] = "",
+    scale: float | None = None,
+    suffix: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None,
+    strip: bool = False,
+    white: float | None = None,
+    overwrite: bool = False,
+    skip_existing: bool = False,
     precision: Literal["float32", "bfloat16"] = "float32",
     blend: float = 0.0,
-    blend_with: str = "",
+    blend_with: Annotated[str, tyro.conf.arg(metavar="MODEL")] = "",
     ensemble: bool = False,
     tile: int | None = None,
     crop: Crop | None = None,
@@ -96,10 +188,25 @@ def main(
 ):
     """Upscale photographs with a trained network.
 
+    Example: upscale.py lapsrn-x4 photo.jpg holiday/ -o upscaled
+
+    Reads what Pillow reads (PNG, JPEG, TIFF, WebP, GIF, AVIF, JPEG 2000, TGA and others), writes PNG, JPEG,
+    WebP, TIFF, AVIF and GIF. `upscale.py --list` shows the networks that are shipped.
+
     Args:
-        model: The network, a .keras file.
+        model: A shipped network's name, or a .keras file.
         inputs: Picture files, folders of pictures, and patterns such as "scans/*.tif".
         output: Folder for the results, NAME_xSCALE.png; a second NAME becomes NAME_xSCALE_2.png.
+        format: What the results are written as; png unless given, and of animations their own kind.
+        quality: Of JPEG and AVIF, 95 unless given, and of WebP, which is without loss unless given.
+        depth: Bits a channel of the results; 16 for PNG and TIFF, computed without rounding to 8 before.
+        size: Shrink what the network makes to exactly so many pixels, by MATLAB's bicubic.
+        scale: Shrink it to so many times the picture's size, such as 3 with a x4 network.
+        suffix: What is added to a name in place of _xSCALE.
+        strip: Leave out EXIF, XMP, texts and resolution; the colour profile stays.
+        white: The value that is white in files of floats or 32 bits that do not say so.
+        overwrite: Write over results that are there already.
+        skip_existing: Leave out pictures whose results are there already, to go on with a batch.
         precision: bfloat16 is faster on processors that have it, at a loss below 0.02 dB.
         blend: Interpolate the weights towards those of --blend-with: 0 is MODEL, 1 the other. Between
             srgan and srresnet, that is between sharpness and PSNR.
@@ -123,50 +230,125 @@ def main(
     network = load_blended(model, chosen_precision(precision), blend, blend_with)
     network.check(samples, temperature, seed, tile, ensemble, crop)
     network.refuse("with noise", stochasticity=stochasticity)
-    tile = tile or (None if network.lr_size else 256)
     if stochasticity and (samples or 1) < 2:
         raise InputError("--stochasticity: needs --samples 2 or more")
-    jobs = destinations(inputs, output, network.scale)
+    if quality is not None and (format not in ("jpg", "webp", "avif") or not 1 <= quality <= 100):
+        raise InputError(f"--quality: from 1 to 100, for --format jpg, webp and avif, not {quality}")
+    if depth == 16 and format not in (None, "png", "tiff"):
+        raise InputError(f"--depth: 16 bits go into png and tiff, not {format}")
+    if size and scale:
+        raise InputError("--size, --scale: give one of them")
+    if scale is not None and not 0 < scale <= network.scale:
+        raise InputError(f"--scale: must be above 0 and at most the network's, {network.scale}, not {scale}")
+    if overwrite and skip_existing:
+        raise InputError("--overwrite, --skip-existing: give one of them")
+    pixels = target_size(size) if size else None
+    if suffix is None:
+        suffix = f"_{size}" if size else f"_x{scale or network.scale:g}"
+    if "/" in suffix:
+        raise InputError(f"--suffix: is added to a name and holds no /, not {suffix}")
+    jobs = destinations(inputs, output, suffix, format)
     try:
         Path(output).mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"{output}: cannot be made a folder ({error.strerror})") from None
-    failed = 0
-    for number, (source, destination) in enumerate(jobs, start=1):
-        try:
-            picture = read_picture(source)
-        except InputError as error:
-            print(f"skipped: {error}", file=sys.stderr)
-            failed += 1
-            continue
+
+    sources = {source.resolve() for source, _ in jobs}
+    options = {"crop": crop} if network.lr_size else {"tile": tile or 256, "ensemble": ensemble}
+    drawing = {"temperature": temperature} if network.draws_samples else {}
+
+    def frames(source, bar, **options):
+        """The frames of a file, super-resolved."""
+        for picture in read_frames(source, depth, white):
+            if depth == 16:  # from floats, the network makes floats
+                picture = picture._replace(pixels=to_float(picture.pixels),
+                                           alpha=None if picture.alpha is None else to_float(picture.alpha))
+            bar.total = (bar.total or 0) + picture.pixels.shape[0] * picture.pixels.shape[1]
+            sr = network.upscale(picture, progress=bar.update, **options, **drawing)
+            yield resized(sr, pixels, scale, network.scale)
+
+    def results(source, bar):
+        """For each sample, the frames of its result."""
+        if network.lr_size:  # which draws all samples at once
+            seeds = {"seed": seed} if network.draws_samples else {}
+            for sr in network.draw(read_picture(source, white=white), samples, **options, **drawing, **seeds):
+                yield [resized(sr, pixels, scale, network.scale)]
+        elif network.draws_samples:
+            for k in range(samples or 1):
+                yield frames(source, bar, **options, seed=(seed or 0) + k)
+        else:
+            yield frames(source, bar, **options)
+
+    def upscale(source, destination, title):
+        several = (samples or 1) > 1
+        paths = [destination.with_stem(f"{destination.stem}_{k}") if several else destination
+                 for k in range(1, (samples or 1) + 1)]
+        if stochasticity:
+            paths.append(destination.with_stem(f"{destination.stem}_std").with_suffix(".png"))
+        if skip_existing and all(path.exists() for path in paths):
+            return False
+        for path in paths:
+            if path.exists() and not skip_existing:
+                check_free(path, sources, overwrite)
         destination.parent.mkdir(parents=True, exist_ok=True)
-        height, width = picture.pixels.shape[:2]
-        results = []
-        with tqdm(total=(samples or 1) * height * width, desc=f"[{number}/{len(jobs)}] {source.name}",
-                  unit="px", unit_scale=True,
+        drawn = []
+        with tqdm(desc=title, unit="px", unit_scale=True, leave=False,
                   disable=bool(network.lr_size) or not sys.stderr.isatty()) as bar:
             start = time.perf_counter()
-            drawn = network.draw(picture, samples, temperature=temperature, seed=seed, ensemble=ensemble,
-                                 tile=tile, crop=crop, progress=bar.update)
-            for k, result in enumerate(drawn, start=1):
-                path = destination.with_stem(f"{destination.stem}_{k}") if (samples or 1) > 1 else destination
-                write_picture(path, result)
-                height, width = result.pixels.shape[:2]
-                print(f"{source} -> {path}  {width} x {height}  {time.perf_counter() - start:.1f} s")
-                start = time.perf_counter()
+            for path, result in zip(paths, results(source, bar), strict=False):
                 if stochasticity:
-                    results.append(result.pixels)
+                    result = iter(result)
+                    first = next(result)
+                    drawn.append(first.pixels)
+                    result = [first, *result]
+                if not path.exists() or not skip_existing:
+                    write_frames(path, result, quality, depth, strip)
+                    print(f"{source} -> {path}  {time.perf_counter() - start:.1f} s")
+                start = time.perf_counter()
         if stochasticity:
-            path = destination.with_stem(f"{destination.stem}_std")
-            write_picture(path, stochasticity_map(results))
-            print(f"{source} -> {path}")
-    print(f"{len(jobs) - failed} upscaled, {failed} skipped")
+            write_picture(paths[-1], stochasticity_map(drawn))
+            print(f"{source} -> {paths[-1]}")
+        return True
+
+    done = skipped = failed = 0
+    for number, (source, destination) in enumerate(jobs, start=1):
+        try:
+            if upscale(source, destination, f"[{number}/{len(jobs)}] {source.name}"):
+                done += 1
+            else:
+                skipped += 1
+        except BrokenPipeError:
+            print(f"nobody reads the output: stopped after {number} of {len(jobs)}", file=sys.stderr)
+            raise
+        except (InputError, OSError, MemoryError, tf.errors.ResourceExhaustedError) as error:
+            failed += 1
+            memory = isinstance(error, MemoryError | tf.errors.ResourceExhaustedError)
+            reason = "not enough memory: try a smaller --tile" if memory else " ".join(str(error).split())
+            print(f"failed: {reason if str(source) in reason else f'{source}: {reason}'}", file=sys.stderr)
+            if getattr(error, "errno", None) == errno.ENOSPC:
+                print(f"the disk is full: stopped after {number} of {len(jobs)}", file=sys.stderr)
+                break
+    left = len(jobs) - done - skipped - failed
+    print(f"{done} upscaled" + (f", {skipped} there already" if skip_existing else "") + f", {failed} failed"
+          + (f", {left} not tried" if left else ""))
     if failed:
         sys.exit(1)
 
 
+def show_networks():
+    """Print the networks that are shipped: name, scale, what each is for, a figure."""
+    with open(WEIGHTS / "networks.csv", newline="") as file:
+        rows = list(csv.reader(file))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
 def cli():
-    command(main)
+    if "--list" in sys.argv[1:]:
+        show_networks()
+    else:
+        command(main)
 
 
 if __name__ == "__main__":

@@ -41,7 +41,14 @@ def imresize(picture, scale):
 
     On uint8 the result is bit-exact: rows first, then columns, each rounded to uint8.
     Floats are computed in float64, unrounded, and returned in their own type.
+
+    Args:
+        scale: The new size over the old; or a pair, of rows and of columns, the smaller of which
+            is taken first.
     """
+    rows, columns = scale if isinstance(scale, tuple) else (scale, scale)
+    if columns < rows:
+        return imresize(picture.transpose(1, 0, 2), (columns, rows)).transpose(1, 0, 2)
     picture = np.asarray(picture)
     # Half of an integer picture's values can lie on a tie; MATLAB rounds them up.
     quantise = (
@@ -49,9 +56,9 @@ def imresize(picture, scale):
     )
     height, width, channels = picture.shape
     x = picture.reshape(height, -1).astype("float64")
-    x = quantise(resize_matrix(height, scale) @ x).reshape(-1, width, channels)
+    x = quantise(resize_matrix(height, rows) @ x).reshape(-1, width, channels)
     x = x.transpose(1, 0, 2).reshape(width, -1)
-    x = quantise(resize_matrix(width, scale) @ x).reshape(-1, x.shape[1] // channels, channels)
+    x = quantise(resize_matrix(width, columns) @ x).reshape(-1, x.shape[1] // channels, channels)
     return np.ascontiguousarray(x.transpose(1, 0, 2).astype(picture.dtype))
 
 

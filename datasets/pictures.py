@@ -242,6 +242,16 @@ def _tiff_pages(path, stack):
     return page
 
 
+def animation_suffix(path):
+    """The suffix of the kind of animation, or of pages, that a file is, such as `".gif"`; "": one picture."""
+    try:
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=READABLE) as image:
+            animated = image.format in ANIMATED and getattr(image, "is_animated", False)
+            return {"TIFF": ".tif"}.get(image.format, f".{image.format.lower()}") if animated else ""
+    except Exception:
+        return ""  # whoever reads it says what is wrong
+
+
 def decoded(image):
     """The `Picture` that a `PIL.Image` of any mode is, as `read_picture` reads its file.
 
@@ -313,7 +323,7 @@ def write_frames(path, frames, quality=None, depth=8, strip=False):
         if depth == 16 and kind == "PNG":
             raise InputError(f"{path}: 16 bits a channel go into a PNG of one frame only")
         frames = itertools.chain([first, second], frames)
-    part = path.with_name(f".{path.name}.part")
+    part = path.with_name(f".{path.name[:40]}.part")  # no longer than the name: names have a limit
     try:
         if second is None:
             save(part, path, kind, first, quality, depth, strip)

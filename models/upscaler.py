@@ -339,7 +339,8 @@ def load(path, precision="float32"):
     if not Path(path).is_file() and (WEIGHTS / f"{path}.keras").is_file():
         path = WEIGHTS / f"{path}.keras"
     if not Path(path).is_file():
-        raise InputError(f"{path}: no such model file")
+        shipped = ", ".join(sorted(file.stem for file in WEIGHTS.glob("*.keras")))
+        raise InputError(f"{path}: no such model file; shipped are {shipped}")
     try:
         network = keras.saving.load_model(path, compile=False)
     except Exception as error:  # Keras raises whatever the broken part raised

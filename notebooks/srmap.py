@@ -132,7 +132,7 @@ for name in ("srmap-x4-reported", "srmap-x4"):
 
 # %%
 for title, network in networks.items():
-    result = evaluate(network, pairs, distances, samples=2 if QUICK else 10)
+    result = evaluate(network, pairs, distances, (2 if QUICK else 10) if network.draws_samples else None)
     print(title)
     print(table({**result, "pictures": []}), "\n")
 
@@ -168,7 +168,7 @@ for name, lr, hr in pairs[:3]:
 # %%
 TEMPERATURES = (0, 0.3, 0.6, 1)
 for temperature in TEMPERATURES:
-    scores = evaluate(networks["improved"], pairs[1:3], distances, 2 if QUICK else 10, temperature)["mean"]
+    scores = evaluate(networks["improved"], pairs[1:3], distances, 2 if QUICK else 10, temperature=temperature)["mean"]
     print(f"temperature {temperature:3}: " + ", ".join(
         f"{key} {scores[key]:.2f}" for key in ("psnr_y", "squeezenet_distance", "diversity_score") if key in scores))
 rows = []
@@ -221,7 +221,7 @@ rows = []
 for name, lr, hr in sorted(pairs, key=lambda pair: -structure(pair[2])[0])[:4]:
     at = structure(hr)[1]
     rows.append([("bicubic", imresize(lr, 4)[at])] + [
-        (title, network.upscale(lr, seed=0)[at]) for title, network in networks.items()
+        (title, network.upscale(lr)[at]) for title, network in networks.items()
     ] + [("improved, temperature 0.5", networks["improved"].upscale(lr, temperature=0.5, seed=0)[at]), (name, hr[at])])
 show(rows, 2.0)
 

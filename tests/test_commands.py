@@ -62,8 +62,8 @@ def assert_one_line_error(result, *parts):
 def test_upscale_does_the_good_files_and_counts_the_bad(run_command, model, folder, tmp_path):
     result = run_command("upscale.py", model, folder, "-o", tmp_path / "out")
     assert result.returncode == 1
-    assert result.stdout.splitlines()[-1] == "3 upscaled, 1 skipped"
-    assert result.stderr.startswith(f"skipped: {folder / 'b_cut.png'}: not a readable picture")
+    assert result.stdout.splitlines()[-1] == "3 upscaled, 1 failed"
+    assert result.stderr.startswith(f"failed: {folder / 'b_cut.png'}: not a readable picture")
     assert result.stderr.count("\n") == 1
     made = sorted(str(path.relative_to(tmp_path / "out")) for path in (tmp_path / "out").rglob("*.*"))
     assert made == ["a_rgb_x2.png", "c_alpha_x2.png", "deeper/d_grey_x2.png"]
@@ -94,12 +94,12 @@ def test_upscale_takes_patterns_and_keeps_names_apart(call, model, folder, tmp_p
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "a_rgb_x2.png", "a_rgb_x2_2.png", "d_grey_x2.png",
     ]
-    assert capsys.readouterr().out.splitlines()[-1] == "3 upscaled, 0 skipped"
+    assert capsys.readouterr().out.splitlines()[-1] == "3 upscaled, 0 failed"
 
 
 def test_a_name_with_the_characters_of_a_pattern_is_a_file(model, photo, tmp_path):
     write_picture(tmp_path / "a[1].png", photo[:8, :8])
-    jobs = upscale.destinations([str(tmp_path / "a[1].png")], tmp_path / "out", 2)
+    jobs = upscale.destinations([str(tmp_path / "a[1].png")], tmp_path / "out", "_x2")
     assert jobs == [(tmp_path / "a[1].png", tmp_path / "out" / "a[1]_x2.png")]
 
 

@@ -88,8 +88,8 @@ def _without_xla(monkeypatch):
 def test_upscale_does_the_good_files_and_counts_the_bad(run_command, rgb, folder, tmp_path):
     result = run_command("upscale.py", rgb, folder, "-o", tmp_path / "out")
     assert result.returncode == 1
-    assert result.stdout.splitlines()[-1] == "3 upscaled, 1 skipped"
-    assert result.stderr.startswith(f"skipped: {folder / 'd_cut.png'}: not a readable picture")
+    assert result.stdout.splitlines()[-1] == "3 upscaled, 1 failed"
+    assert result.stderr.startswith(f"failed: {folder / 'd_cut.png'}: not a readable picture")
     assert result.stderr.count("\n") == 1
     made = {path.name: read_picture(path).pixels.shape for path in (tmp_path / "out").iterdir()}
     assert made == dict.fromkeys(["a_small_x4.png", "b_large_x4.png", "c_grey_x4.png"], (32, 32, 3))

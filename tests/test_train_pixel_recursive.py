@@ -36,9 +36,9 @@ KILLED = """
 import os, signal
 from functools import partial
 import superres.train.pixel_recursive as script
-from superres.models import upscaler
 from superres.train.pixel_recursive import *
 from superres.train.loop import Keeper
+from superres.models import upscaler
 upscaler.Sampler = partial(upscaler.Sampler, jit_compile=False)
 def kill(self, batch, logs=None):
     if self.model.optimizer.iterations.numpy() == {step}:

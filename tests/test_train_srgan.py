@@ -19,6 +19,7 @@ from superres.datasets.pictures import read_picture
 from superres.errors import InputError
 from superres.layers import SpectralConv2D
 from superres.losses import Fidelity, Perceptual, total_variation
+from superres.models.lapsrn import lapsrn
 from superres.models.srgan import discriminator, generator
 from superres.models.upscaler import load
 from superres.train.gan import GANValidation
@@ -486,7 +487,7 @@ def test_wrong_settings_are_one_line_errors(make, tmp_path, monkeypatch, changes
 def test_a_generator_starts_from_another_as_far_as_they_are_alike(make, tmp_path):
     source = generator(4, blocks=1, filters=6)
     source.save(tmp_path / "x4.keras")
-    discriminator(filters=2).save(tmp_path / "other.keras")
+    lapsrn(2, filters=4, depth=1).save(tmp_path / "other.keras")
     for scale in (2, 4):
         for layer in trainer(make(scale=scale, start=str(tmp_path / "x4.keras"))).network.layers:
             assert not any(changed(layer.get_weights(), source.get_layer(layer.name).get_weights()))

@@ -49,7 +49,7 @@ def test_the_wheel_keeps_to_its_own_folder(run):
 def test_every_command_runs(run):
     run("python", "-c", "import numpy as np; from PIL import Image; "
         "Image.fromarray(np.random.default_rng(0).integers(0, 256, (20, 30, 3), 'uint8')).save('small.png')")
-    assert "1 upscaled, 0 skipped" in run("superres-upscale", "lapsrn-x2", "small.png", "-o", "out")
+    assert "1 upscaled, 0 failed" in run("superres-upscale", "lapsrn-x2", "small.png", "-o", "out")
     assert "mean" in run("superres-evaluate", "lapsrn-x4", "--data", "photos", "--limit", "1")
     run("superres-export", "lapsrn-x2", "exported", "--version", "1")
     trained = run("superres-train", "lapsrn", "--epochs", "1", "--steps", "2", "--run.folder", "run")

@@ -129,7 +129,7 @@ class Patches:
         """How many fixed patches there are."""
         return len(self.pictures) * self.fixed
 
-    def __getitem__(self, number):
+    def batch_number(self, number):
         """Batch `number`: (lr, [target, ...]), float32 in [0, 1], one target a factor."""
         if self.fixed:
             # A patch is a function of the seed and its own number: no place need be kept.
@@ -177,14 +177,14 @@ class Patches:
 
     def dataset(self, start=0):
         """An endless `tf.data.Dataset` of batches, from batch number `start` on."""
-        return numbered_batches(self.__getitem__, start)
+        return numbered_batches(self.batch_number, start)
 
 
 class NoisyPatches(Patches):
     """`Patches` with seeds for the noise: batches ((lr, seeds (B, 2) int32), (hr,))."""
 
-    def __getitem__(self, number):
-        lr, targets = super().__getitem__(number)
+    def batch_number(self, number):
+        lr, targets = super().batch_number(number)
         seeds = np.random.default_rng((self.seed, number, 1)).integers(2**31, size=(self.batch, 2))
         return (lr, seeds.astype("int32")), targets
 

@@ -35,7 +35,7 @@ def assert_equal_batches(first, second):
 @pytest.mark.parametrize("scale", [2, 4, 8])
 def test_lr_and_hr_patches_show_the_same_place(examples, scale, degradation, augment):
     patches = Patches(examples, scale, 16, 24, degradation=degradation, augment=augment)
-    lr, (hr,) = patches[0]
+    lr, (hr,) = patches.batch_number(0)
     assert lr.shape == (24, 16, 16, 3)
     assert hr.shape == (24, 16 * scale, 16 * scale, 3)
     # Brought down again, HR is LR: up to the blur, and wherever the patch was cut.
@@ -52,7 +52,8 @@ def test_bicubic_patches_are_cut_from_the_picture_that_imresize_makes(examples):
     hr = mod_crop(examples[0].hr, 2)
     low = np.lib.stride_tricks.sliding_window_view(imresize(hr, 0.5), (16, 16), (0, 1))
     high = np.lib.stride_tricks.sliding_window_view(hr, (32, 32), (0, 1))[::2, ::2]
-    for lr, target in zip(patches[0][0], patches[0][1][0], strict=True):
+    lrs, (targets,) = patches.batch_number(0)
+    for lr, target in zip(lrs, targets, strict=True):
         lr, target = (np.round(x * 255).astype("uint8").transpose(2, 0, 1) for x in (lr, target))
         places = np.argwhere((low == lr).all((2, 3, 4)))
         assert any((high[y, x] == target).all() for y, x in places)
@@ -64,7 +65,7 @@ def test_augmentation_flips_and_turns(examples, fixed):
                         for augment in (False, True))
     seen = set()
     for number in range(60):
-        original, changed = plain[number][0][0], augmented[number][0][0]
+        original, changed = (patches.batch_number(number)[0][0] for patches in (plain, augmented))
         for flip in (False, True):
             for turns in range(4):
                 if np.array_equal(np.rot90(original[:, ::-1] if flip else original, turns), changed):
@@ -76,15 +77,15 @@ def test_augmentation_flips_and_turns(examples, fixed):
 def test_batch_is_a_function_of_pictures_seed_and_number(examples, degradation):
     arguments = {"scale": 4, "patch": 8, "batch": 4, "degradation": degradation, "pyramid": True}
     first, again, other = (Patches(examples, **arguments, seed=seed) for seed in (3, 3, 4))
-    assert_equal_batches([first[n] for n in (5, 0)], [again[5], again[0]])
-    assert (first[5][0] != other[5][0]).any()
-    assert (first[5][0] != first[6][0]).any()
+    assert_equal_batches(*([patches.batch_number(n) for n in (5, 0)] for patches in (first, again)))
+    assert (first.batch_number(5)[0] != other.batch_number(5)[0]).any()
+    assert (first.batch_number(5)[0] != first.batch_number(6)[0]).any()
 
 
 def test_dataset_goes_on_from_any_batch_in_order(examples):
     patches = Patches(examples, 2, 8, 4, pyramid=True)
     whole = batches(patches.dataset(), 12)
-    assert_equal_batches(whole, [patches[n] for n in range(12)])
+    assert_equal_batches(whole, [patches.batch_number(n) for n in range(12)])
     assert_equal_batches(whole[7:], batches(patches.dataset(start=7), 5))
 
 
@@ -98,21 +99,21 @@ def test_fixed_patches_are_walked_epoch_by_epoch(rng, degradation):
     assert patches.total == 30
     epochs = []
     for epoch in range(3):
-        lr, hr = zip(*((lr, hr) for lr, (hr,) in (patches[6 * epoch + step] for step in range(6))),
-                     strict=True)
-        lr, hr = np.concatenate(lr), np.concatenate(hr)
+        walked = [patches.batch_number(6 * epoch + step) for step in range(6)]
+        lr, hr = (np.concatenate(side) for side in zip(*((lr, hr) for lr, (hr,) in walked), strict=True))
         assert np.bincount((hr.mean((1, 2, 3)) * 255 // 100).astype(int)).tolist() == [10, 10, 10]
         epochs.append([low.tobytes() + high.tobytes() for low, high in zip(lr, hr, strict=True)])
         assert len(set(epochs[-1])) == 30
     assert set(epochs[0]) == set(epochs[1]) == set(epochs[2])
     assert len({tuple(epoch) for epoch in epochs}) == 3
     # To the bit from any batch on, in the middle of an epoch too; other patches for another seed.
-    assert_equal_batches(batches(patches.dataset(start=9), 4), [patches[n] for n in range(9, 13)])
-    assert_equal_batches([patches[9]], [Patches(pictures, **arguments)[9]])
+    assert_equal_batches(batches(patches.dataset(start=9), 4),
+                         [patches.batch_number(n) for n in range(9, 13)])
+    assert_equal_batches([patches.batch_number(9)], [Patches(pictures, **arguments).batch_number(9)])
     other = Patches(pictures, **arguments, seed=1)
     assert set(epochs[0]).isdisjoint(
-        low.tobytes() + high.tobytes() for n in range(6) for low, high in zip(other[n][0], other[n][1][0],
-                                                                              strict=True))
+        low.tobytes() + high.tobytes() for lr, (hr,) in map(other.batch_number, range(6))
+        for low, high in zip(lr, hr, strict=True))
 
 
 def test_fixed_patches_must_make_whole_batches(examples):
@@ -129,7 +130,7 @@ def test_dataset_has_static_shapes(examples):
 def test_pyramid_targets_are_hr_shrunk_by_bicubic(examples):
     patches = Patches(examples[:1], 8, 8, 6, pyramid=True, augment=False)
     hr = mod_crop(examples[0].hr, 8)
-    lr, targets = patches[0]
+    lr, targets = patches.batch_number(0)
     assert [target.shape for target in targets] == [(6, 8 * f, 8 * f, 3) for f in (2, 4, 8)]
     for factor, target in zip((2, 4), targets, strict=False):
         levels = np.lib.stride_tricks.sliding_window_view(
@@ -145,7 +146,7 @@ def test_pyramid_targets_are_hr_shrunk_by_bicubic(examples):
 def test_fresh_kernels_differ_from_patch_to_patch(examples):
     tall = Example("one place", examples[0].hr[:64, :64])
     fresh, fixed = (
-        Patches([tall], 2, 32, 4, degradation=degradation, augment=False)[0][0]
+        Patches([tall], 2, 32, 4, degradation=degradation, augment=False).batch_number(0)[0]
         for degradation in ("realworld-fresh", "realworld")
     )
     # One place only fits: what differs is the kernel.
@@ -162,13 +163,13 @@ def test_fresh_patches_equal_the_whole_picture_degraded_by_their_kernel(examples
         patches = Patches([small], scale, patch, 8, degradation="realworld-fresh", augment=False)
         whole = realworld(small.hr, scale, None)
         windows = np.lib.stride_tricks.sliding_window_view(whole, (patch, patch), (0, 1))
-        for lr in patches[0][0]:
+        for lr in patches.batch_number(0)[0]:
             difference = windows.astype("float64") / 255 - lr.transpose(2, 0, 1)
             assert np.abs(difference).max((2, 3, 4)).min() < 1.5 / 255
 
 
 def test_luminance_patches_are_the_luma_of_the_colour_patches(examples):
-    colour, grey = (Patches(examples, 2, 8, 4, channels=channels)[0] for channels in (3, 1))
+    colour, grey = (Patches(examples, 2, 8, 4, channels=channels).batch_number(0) for channels in (3, 1))
     np.testing.assert_allclose(grey[0], luma(colour[0]), atol=1e-6)
     np.testing.assert_allclose(grey[1][0], luma(colour[1][0]), atol=1e-6)
 
@@ -176,9 +177,9 @@ def test_luminance_patches_are_the_luma_of_the_colour_patches(examples):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_grey_pictures_train_as_rgb(examples, channels):
     (camera,) = (example for example in examples if example.hr.shape[-1] == 1)
-    lr, (hr,) = Patches([camera], 2, 8, 4, channels=channels)[0]
+    lr, (hr,) = Patches([camera], 2, 8, 4, channels=channels).batch_number(0)
     rgb = np.repeat(camera.hr, 3, -1)
-    again_lr, (again_hr,) = Patches([Example("rgb", rgb)], 2, 8, 4, channels=channels)[0]
+    again_lr, (again_hr,) = Patches([Example("rgb", rgb)], 2, 8, 4, channels=channels).batch_number(0)
     assert lr.shape[-1] == channels
     np.testing.assert_array_equal(lr, again_lr)
     np.testing.assert_array_equal(hr, again_hr)
@@ -186,8 +187,8 @@ def test_grey_pictures_train_as_rgb(examples, channels):
 
 def test_given_lr_pictures_are_used(examples):
     lr = np.clip(imresize(examples[0].hr, 0.5).astype(int) + 9, 0, 255).astype("uint8")
-    given = Patches([Example("pair", examples[0].hr, lr)], 2, 8, 4, augment=False)[0][0]
-    made = Patches([Example("pair", examples[0].hr)], 2, 8, 4, augment=False)[0][0]
+    given = Patches([Example("pair", examples[0].hr, lr)], 2, 8, 4, augment=False).batch_number(0)[0]
+    made = Patches([Example("pair", examples[0].hr)], 2, 8, 4, augment=False).batch_number(0)[0]
     assert np.median(given - made) == pytest.approx(9 / 255)
 
 
@@ -200,7 +201,7 @@ def test_small_pictures_are_left_out_with_a_warning(examples):
 
 
 def test_picture_of_just_a_patch_is_large_enough(examples):
-    lr, _ = Patches([Example("just", examples[0].hr[:33, :32])], 2, 16, 2)[0]
+    lr, _ = Patches([Example("just", examples[0].hr[:33, :32])], 2, 16, 2).batch_number(0)
     assert lr.shape == (2, 16, 16, 3)
 
 
@@ -217,7 +218,7 @@ def test_shuffled_pairs_are_refused(examples):
 
 def test_flat_pictures_pass(examples):
     flat = Example("flat", np.full((64, 64, 3), 90, "uint8"), np.full((32, 32, 3), 90, "uint8"))
-    assert Patches([flat], 2, 8, 1)[0][0].shape == (1, 8, 8, 3)
+    assert Patches([flat], 2, 8, 1).batch_number(0)[0].shape == (1, 8, 8, 3)
 
 
 @pytest.mark.parametrize("scale", [2, 4, 8])

@@ -291,13 +291,13 @@ def test_batch_must_divide_by_the_replicas(tiny, monkeypatch):
 
 
 def test_a_run_that_diverges_stops_and_keeps_the_best_network(tiny, tmp_path, monkeypatch):
-    batch = Patches.__getitem__
+    batch = Patches.batch_number
 
     def poisoned(self, number):
         lr, targets = batch(self, number)
         return (lr * np.nan if number == STEPS + 1 else lr), targets
 
-    monkeypatch.setattr(Patches, "__getitem__", poisoned)
+    monkeypatch.setattr(Patches, "batch_number", poisoned)
     with pytest.raises(InputError, match=r"the loss is nan at step 2 of the epoch; model\.keras holds"):
         main("quick", tiny())
     assert len(rows(tmp_path / "run")) == 1
@@ -395,7 +395,7 @@ def test_loss_sees_the_levels_that_the_settings_name(tiny, levels):
     settings = tiny(scale=4, levels=levels)
     model = trainer(settings)
     examples = split_pictures(settings.data, 1, 1, 0)[0]
-    batch = Patches(examples, 4, 8, 4, channels=1, pyramid=levels == "all")[0]
+    batch = Patches(examples, 4, 8, 4, channels=1, pyramid=levels == "all").batch_number(0)
     outputs = model.network(batch[0])
     expected = sum(
         Charbonnier(1e-3)(hr, sr) for hr, sr in zip(batch[1][::-1], outputs[::-1], strict=False)

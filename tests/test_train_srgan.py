@@ -160,7 +160,8 @@ def adversarial_step_of(settings):
     model = trainer(settings)
     model.compile(keras.optimizers.SGD(1.0), keras.optimizers.SGD(1.0))
     model.discriminator_active = True
-    return model, Patches(split_pictures(settings.data, 1, 1, 0)[0], 2, settings.crop // 2, settings.batch)[0]
+    train = split_pictures(settings.data, 1, 1, 0)[0]
+    return model, Patches(train, 2, settings.crop // 2, settings.batch).batch_number(0)
 
 
 def trained(model):
@@ -439,13 +440,13 @@ def test_without_a_game_the_best_epoch_is_kept(make, tmp_path, monkeypatch):
     (1.0, 1e3, r"stopped, collapsed in epoch 2: PSNR .* dB after .*, where bicubic .*; model\.keras"),
 ], ids=["nan", "collapse"])
 def test_what_is_ruined_stops_and_leaves_a_good_network(make, tmp_path, monkeypatch, poison, rate, message):
-    batch = Patches.__getitem__
+    batch = Patches.batch_number
 
     def poisoned(self, number):
         lr, hr = batch(self, number)
         return lr * (poison if number == 2 else 1), hr
 
-    monkeypatch.setattr(Patches, "__getitem__", poisoned)
+    monkeypatch.setattr(Patches, "batch_number", poisoned)
     with pytest.raises(InputError, match=message):
         main("quick", make(tmp_path, learning_rate=rate, initial="interpolation"))
     assert len(rows(tmp_path)) == 1

@@ -139,7 +139,7 @@ def adversarial_step_of(settings):
         part.set_weights([rng.normal(0, 0.1, w.shape) for w in part.get_weights()])
     model.compile(keras.optimizers.SGD(1.0), keras.optimizers.SGD(1.0) if model.discriminator else None)
     train = split_pictures(settings.data, 1, 1, 0)[0]
-    return model, NoisyPatches(train, 2, settings.crop // 2, settings.batch)[0]
+    return model, NoisyPatches(train, 2, settings.crop // 2, settings.batch).batch_number(0)
 
 
 @pytest.mark.parametrize("reuse", [True, False])
@@ -245,7 +245,8 @@ def test_pretraining_has_one_network_and_no_noise(make, grain):
 
 
 def test_seeds_are_a_function_of_the_batch_s_number(make, grain):
-    batches = [NoisyPatches(split_pictures((str(grain),), 1, 1, 0)[0], 2, 12, 8, seed=seed)[number][0][1]
+    train = split_pictures((str(grain),), 1, 1, 0)[0]
+    batches = [NoisyPatches(train, 2, 12, 8, seed=seed).batch_number(number)[0][1]
                for seed, number in ((0, 0), (0, 0), (0, 1), (1, 0))]
     assert batches[0].shape == (8, 2)
     assert batches[0].dtype == "int32"

@@ -25,7 +25,7 @@ from superres.losses import Charbonnier, Perceptual
 from superres.metrics.report import evaluate, table
 from superres.models.lapsrn import direct_residual, lapsrn
 from superres.models.upscaler import load
-from superres.train.loop import RunSettings, averaging, fit, take_weights, weights_of
+from superres.train.loop import RunSettings, averaging, fit, minimised, take_weights, weights_of
 from superres.train.validation import PictureValidation
 
 
@@ -146,17 +146,16 @@ class LapSRNTrainer(keras.Model):
 
     def train_step(self, batch):
         lr, targets = batch
-        replicas = tf.distribute.get_strategy().num_replicas_in_sync
         with tf.GradientTape() as tape:
             # With fewer targets than levels, the loss sees the last levels.
             outputs = keras.tree.flatten(self.network(lr, training=True))[-len(targets):]
-            # A keras loss is divided by the replicas, whose gradients are summed.
-            loss = sum(self.loss(hr, sr) for hr, sr in zip(targets, outputs, strict=True))
-            scaled = self.optimizer.scale_loss(loss)  # in float16, small gradients would vanish
+            loss = sum(tf.reduce_mean(self.loss.call(hr, sr))
+                       for hr, sr in zip(targets, outputs, strict=True))
+            scaled = minimised(self.optimizer, loss)
         variables = self.network.trainable_variables
         self.optimizer.apply(tape.gradient(scaled, variables), variables)
 
-        self.loss_metric.update_state(loss * replicas)
+        self.loss_metric.update_state(loss)
         self.psnr_metric.update_state(_psnr(targets[-1], tf.clip_by_value(outputs[-1], 0, 1)))
         return self.get_metrics_result()
 

@@ -11,9 +11,9 @@ demo: $(VENV)/installed
 	  e = next(catalogue.load('photos', 'test')); hr = degradations.mod_crop(e.hr, 4); \
 	  import pathlib; pathlib.Path('demo').mkdir(exist_ok=True); \
 	  pictures.write_picture(f'demo/{e.name}_small.png', degradations.imresize(hr, 1 / 4))"
-	$(BIN)/python upscale.py weights/lapsrn-x4.keras demo/astronaut_small.png -o demo
+	$(BIN)/python upscale.py lapsrn-x4 demo/astronaut_small.png -o demo --overwrite
 	@echo "--- Measuring the shipped weights on photographs"
-	$(BIN)/python evaluate.py weights/lapsrn-x4.keras --data photos --figure demo/lapsrn-x4.png
+	$(BIN)/python evaluate.py lapsrn-x4 --data photos --figure demo/lapsrn-x4.png
 	@echo "--- Training a small network on photographs"
 	$(BIN)/python train/lapsrn.py quick --run.folder demo/quick
 	@echo "--- Done. Look at demo/astronaut_small_x4.png, demo/lapsrn-x4.png and demo/quick/samples/"

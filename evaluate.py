@@ -1,9 +1,9 @@
 """Measure a trained network on pictures, beside bicubic interpolation.
 
-    python evaluate.py weights/lapsrn-x2.keras --data photos
-    python evaluate.py weights/lapsrn-x4.keras --data FOLDER --json result.json --figure result.png
-    python evaluate.py weights/srgan-x4.keras --data FOLDER --blend 0.5 --blend-with weights/srresnet-x4.keras
-    python evaluate.py weights/pixel_recursive-celeba.keras --data FOLDER --crop face --samples 4
+    python evaluate.py lapsrn-x2 --data photos
+    python evaluate.py lapsrn-x4 --data FOLDER --json result.json --figure result.png
+    python evaluate.py srgan-x4 --data FOLDER --blend 0.5 --blend-with srresnet-x4
+    python evaluate.py pixel_recursive-celeba --data FOLDER --crop face --samples 4
 
 Networks of any size: HR pictures are cropped to a multiple of the scale; LR is made from them, rounded to 8
 bits; SR is rounded to 8 bits before it is measured. PSNR and SSIM leave out a border of
@@ -44,7 +44,7 @@ from superres.precision import chosen_precision
 
 
 def main(
-    model: str,
+    model: Annotated[str, tyro.conf.arg(metavar="MODEL")],
     /,
     data: str = "photos",
     against: str = "",
@@ -67,7 +67,7 @@ def main(
     """Measure a trained network on pictures, beside bicubic interpolation.
 
     Args:
-        model: The network, a .keras file.
+        model: A shipped network's name, or a .keras file.
         data: A folder of HR pictures or a name of the catalogue (its test split).
         against: What the network was trained on, a folder or a name (its training split): warn of
             every picture that looks like one of it, at another size or compression too.

@@ -1,7 +1,7 @@
 """Export a trained network for TensorFlow Serving.
 
-    python export.py weights/lapsrn-x2.keras served --version 1
-    python export.py weights/lapsrn-x4.keras served --version 1 --precision bfloat16
+    python export.py lapsrn-x2 served --version 1
+    python export.py lapsrn-x4 served --version 1 --precision bfloat16
 
 writes, and later exports into the same folder add to it:
 
@@ -38,11 +38,12 @@ import re
 import shlex
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import keras
 import numpy as np
 import tensorflow as tf
+import tyro
 from google.protobuf import text_format
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 from tensorflow_serving.config import model_server_config_pb2
@@ -273,7 +274,7 @@ def export(model, folder, name, version, precision="float32"):
 
 
 def main(
-    model: str,
+    model: Annotated[str, tyro.conf.arg(metavar="MODEL")],
     folder: str,
     /,
     version: int,
@@ -283,7 +284,7 @@ def main(
     """Export a trained network for TensorFlow Serving.
 
     Args:
-        model: The network, a .keras file.
+        model: A shipped network's name, or a .keras file.
         folder: Where the served models live; a second model is added to it.
         version: A positive number. The server serves the highest one.
         precision: What the network computes in.

@@ -25,7 +25,7 @@ from superres.losses import Charbonnier, Perceptual
 from superres.metrics.report import evaluate, table
 from superres.models.lapsrn import direct_residual, lapsrn
 from superres.models.upscaler import load
-from superres.train.loop import RunSettings, averaging, fit, minimised, take_weights, weights_of
+from superres.train.loop import RunSettings, averaging, fit, minimised, start_from
 from superres.train.validation import PictureValidation
 
 
@@ -175,9 +175,7 @@ def trainer(settings):
         skip_every=settings.skip_every, chain=settings.chain, image_branch=settings.image_branch,
         residual=settings.residual, initial=settings.initial,
     )
-    if settings.start:
-        take_weights(network, with_direct_residual(weights_of(load(settings.start)), network),
-                     settings.start_partial)
+    start_from(network, settings, adapt=with_direct_residual)
     total = settings.epochs * settings.steps
     schedule = (
         keras.optimizers.schedules.CosineDecay(settings.learning_rate, total)

@@ -29,7 +29,7 @@ import yaml
 
 from superres.datasets.pictures import write_picture
 from superres.errors import InputError
-from superres.models.upscaler import at_precision
+from superres.models.upscaler import at_precision, load
 from superres.precision import chosen_precision
 from superres.train.log import Log
 
@@ -246,6 +246,19 @@ class Keeper(keras.callbacks.Callback):
 def averaging(momentum):
     """What an optimiser of Keras takes to keep a running average of the weights; a momentum of 0: none."""
     return {"use_ema": momentum > 0, "ema_momentum": momentum or 0.99}
+
+
+def start_from(network, settings, new=(), adapt=lambda given, network: given):
+    """Take the weights of the network that `settings.start` names, if it names one.
+
+    Args:
+        settings: With `start` and `start_partial`.
+        new: See `take_weights`.
+        adapt: What makes a dict for `take_weights` out of those weights and the network.
+    """
+    if settings.start:
+        given = adapt(weights_of(load(settings.start)), network)
+        take_weights(network, given, settings.start_partial, new)
 
 
 def take_weights(network, given, partial=False, new=()):

@@ -38,14 +38,7 @@ from superres.metrics.thumbnails import (
 from superres.models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
 from superres.models.sampler import draws, networks_of
 from superres.models.upscaler import load, upscaler
-from superres.train.loop import (
-    RunSettings,
-    averaging,
-    fit,
-    minimised,
-    take_weights,
-    weights_of,
-)
+from superres.train.loop import RunSettings, averaging, fit, minimised, start_from
 from superres.train.optimisers import RMSprop
 from superres.train.validation import Validation
 
@@ -251,8 +244,7 @@ def trainer(settings):
             head=settings.prior_head, condition=settings.filters * settings.conditioned,
             initializer=initializer))
     network = upscaler(network)
-    if settings.start:
-        take_weights(network, weights_of(load(settings.start)), settings.start_partial)
+    start_from(network, settings)
     schedule = keras.optimizers.schedules.ExponentialDecay(
         settings.learning_rate, settings.decay_steps, settings.decay, staircase=True)
     model = PixelRecursiveTrainer(network, (*settings.conditioning_weight, settings.conditioning_steps))

@@ -28,14 +28,7 @@ from superres.metrics.report import evaluate, table
 from superres.models.srgan import discriminator, generator, start_as_interpolation
 from superres.models.upscaler import load
 from superres.train.gan import GANTrainer, GANValidation, gradient_norm, penalised
-from superres.train.loop import (
-    RunSettings,
-    averaging,
-    fit,
-    minimised,
-    take_weights,
-    weights_of,
-)
+from superres.train.loop import RunSettings, averaging, fit, minimised, start_from
 from superres.train.optimisers import TwoPhases
 from superres.train.validation import PictureValidation
 
@@ -261,8 +254,7 @@ def trainer(settings):
     network = generator(settings.scale, settings.blocks, prelu=settings.prelu)
     if settings.initial == "interpolation":
         start_as_interpolation(network)
-    if settings.start:
-        take_weights(network, weights_of(load(settings.start)), settings.start_partial)
+    start_from(network, settings)
     terms = {"pixel": (settings.pixel, {"mse": _mse, "l1": _l1}[settings.pixel_loss])}
     if settings.vgg:
         perceptual = Perceptual(settings.vgg_layer, settings.vgg_weights, settings.vgg_scale,

@@ -39,8 +39,7 @@ from superres.train.loop import (
     fit,
     minimised,
     run_folder,
-    take_weights,
-    weights_of,
+    start_from,
 )
 from superres.train.validation import PictureValidation
 
@@ -255,9 +254,7 @@ def trainer(settings):
     network = generator(settings.scale, **for_generator, noise=settings.noise,
                         initial_noise=settings.initial_noise, noise_cells=settings.noise_cells,
                         consistent=settings.consistent)
-    if settings.start:
-        take_weights(network, weights_of(load(settings.start)), settings.start_partial,
-                     new=(NoiseInjection,))  # which a generator trained on L1 lacks
+    start_from(network, settings, new=(NoiseInjection,))  # which a generator trained on L1 lacks
     weights = {key: getattr(settings, key) for key in (*OBJECTIVES, "r1", "r2")}
     if not settings.adversarial:
         weights |= {"r1": 0, "r2": 0}

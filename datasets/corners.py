@@ -14,7 +14,8 @@ from typing import Literal
 
 import numpy as np
 
-CORNERS = ("top_left", "bottom_right")
+Corner = Literal["top_left", "bottom_right"]
+CORNERS: tuple[Corner, ...] = ("top_left", "bottom_right")
 TRAINING = 1500  # of scikit-learn's 1797 digits
 
 
@@ -31,7 +32,7 @@ def scanned_digits(split: Literal["train", "test"]) -> Iterator[tuple[int, np.nd
         yield number, images[number]
 
 
-def in_corner(digit: np.ndarray, corner: Literal["top_left", "bottom_right"]) -> np.ndarray:
+def in_corner(digit: np.ndarray, corner: Corner) -> np.ndarray:
     """The digit, (H, W, C), in a corner of a black picture, (2H, 2W, C)."""
     height, width, channels = digit.shape
     picture = np.zeros((2 * height, 2 * width, channels), digit.dtype)
@@ -39,7 +40,7 @@ def in_corner(digit: np.ndarray, corner: Literal["top_left", "bottom_right"]) ->
     return picture
 
 
-def corner_of(pictures: np.ndarray, corner: Literal["top_left", "bottom_right"]) -> np.ndarray:
+def corner_of(pictures: np.ndarray, corner: Corner) -> np.ndarray:
     """View of a corner, (..., H, W, C), of pictures (..., 2H, 2W, C)."""
     height, width = (size // 2 for size in pictures.shape[-3:-1])
     return pictures[..., :height, :width, :] if corner == "top_left" else pictures[..., height:, width:, :]

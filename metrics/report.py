@@ -1,7 +1,7 @@
 """Measuring networks of any size: on pictures, beside bicubic interpolation, as a table and a figure."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
 from matplotlib.figure import Figure
@@ -21,7 +21,7 @@ COLUMNS = {"psnr_y": ("PSNR-Y", ".2f"), "ssim_y": ("SSIM-Y", ".4f"), "psnr_rgb":
 
 
 def evaluate(network: Upscaler, pairs: Iterable[Triple],
-             distances: dict[str, Callable[[np.ndarray, np.ndarray], float]] | None = None,
+             distances: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] | None = None,
              samples: int | None = None, **options) -> dict:
     """Measure an `Upscaler` of images of any size on (name, lr, hr) triples, uint8.
 

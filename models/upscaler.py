@@ -11,7 +11,7 @@ Keras models, and a `.keras` file keeps the kind.
 import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, overload
 
 import keras
 import numpy as np
@@ -75,7 +75,13 @@ class Upscaler(keras.Model):
     def channels(self) -> Literal[1, 3]:
         return self.inputs[0].shape[-1]
 
-    def upscale(self, image: AnyImage, samples: int | None = None, **options) -> AnyImage | list[AnyImage]:
+    @overload
+    def upscale(self, image: AnyImage, samples: None = None, **options) -> AnyImage: ...
+
+    @overload
+    def upscale(self, image: AnyImage, samples: int, **options) -> list[AnyImage]: ...
+
+    def upscale(self, image, samples=None, **options):
         """Upscale one image.
 
         Args:

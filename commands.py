@@ -3,6 +3,8 @@
 import os
 import sys
 import warnings
+from collections.abc import Callable
+from typing import Any
 
 
 def _quiet_import():
@@ -30,7 +32,7 @@ import tyro  # noqa: E402
 from superres.errors import InputError  # noqa: E402
 
 
-def command(main, presets=None):
+def command(main: Callable[..., None], presets: dict[str, tuple[str, Any]] | None = None) -> None:
     """Run `main` from the command line.
 
     Args:

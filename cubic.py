@@ -3,7 +3,7 @@
 import numpy as np
 
 
-def cubic(x):
+def cubic(x: np.ndarray) -> np.ndarray:
     """Keys' cubic interpolation kernel with a = -0.5, the one of MATLAB's imresize, in numpy."""
     x = np.abs(x)
     inner = 1.5 * x**3 - 2.5 * x**2 + 1

@@ -1,13 +1,15 @@
 """What stands for a mistake of the user's, not of the program's, and the commonest check for one."""
 
 import math
+from collections.abc import Mapping
 
 
 class InputError(ValueError):
     """What the user gave cannot be used. The message is one line: what, expected, found."""
 
 
-def check_range(values, *names, least, below=math.inf):
+def check_range(values: Mapping[str, float | None], *names: str, least: float,
+                below: float = math.inf) -> None:
     """Raise InputError for the first number outside of [least, below).
 
     Args:

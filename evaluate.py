@@ -63,7 +63,7 @@ def main(
     samples: int | None = None,
     temperature: float | None = None,
     seed: int | None = None,
-):
+) -> None:
     """Measure a trained network on pictures, beside bicubic interpolation.
 
     Args:
@@ -155,7 +155,7 @@ def _finite(result):
     return None if isinstance(result, float) and not np.isfinite(result) else result
 
 
-def cli():
+def cli() -> None:
     command(main)
 
 

@@ -37,6 +37,7 @@ import os
 import re
 import shlex
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -52,12 +53,12 @@ from superres.datasets.color import rgb_to_ycbcr, ycbcr_to_rgb
 from superres.errors import InputError
 from superres.layers import BicubicUpsampling2D
 from superres.models.sampler import Sampler
-from superres.models.upscaler import SMALLEST, load
+from superres.models.upscaler import SMALLEST, ThumbnailUpscaler, Upscaler, load
 
 MOUNT = "/models"  # where the server finds the folder
 
 
-def sampled(network):
+def sampled(network: ThumbnailUpscaler) -> Callable[..., tf.Tensor]:
     """A `ThumbnailUpscaler` as TensorFlow operations, with noise from a seed.
 
     Returns:
@@ -82,7 +83,7 @@ def sampled(network):
     return upscale
 
 
-def computed(network):
+def computed(network: Upscaler) -> Callable[..., tf.Tensor]:
     """An `Upscaler` of images of any size as TensorFlow operations, for a batch of RGB images.
 
     Returns:
@@ -112,14 +113,14 @@ def computed(network):
     return upscale
 
 
-def continued(pictures, axis):
+def continued(pictures: tf.Tensor, axis: int) -> tf.Tensor:
     """Continue an axis smaller than SMALLEST symmetrically by as much."""
     size = tf.shape(pictures)[axis]
     index = tf.range(tf.where(size < SMALLEST, size + SMALLEST, size)) % (2 * size)
     return tf.gather(pictures, tf.minimum(index, 2 * size - 1 - index), axis=axis)
 
 
-def converted(pictures, conversion):
+def converted(pictures: tf.Tensor, conversion: Callable[[np.ndarray], np.ndarray]) -> tf.Tensor:
     """Apply an affine colour conversion of `datasets.color` to (..., 3) float32."""
     offset = conversion(np.zeros(3))
     matrix = conversion(np.eye(3)) - offset
@@ -127,7 +128,7 @@ def converted(pictures, conversion):
     return sum(pictures[..., i, None] * row for i, row in enumerate(matrix.astype("float32"))) + offset
 
 
-def signatures(network):
+def signatures(network: Upscaler) -> dict[str, tuple[Callable, list[tf.TensorSpec]]]:
     """The signatures of a network.
 
     Returns:
@@ -186,7 +187,7 @@ def signatures(network):
     return entries
 
 
-def write_saved_model(network, folder, name):
+def write_saved_model(network: Upscaler, folder: Path, name: str) -> None:
     """Write the network as a SavedModel with one warm-up request for each signature."""
     archive = keras.export.ExportArchive()
     archive.track(network)
@@ -217,7 +218,7 @@ def write_saved_model(network, folder, name):
             file.write(prediction_log_pb2.PredictionLog(predict_log=log).SerializeToString())
 
 
-def read_config(path):
+def read_config(path: Path) -> model_server_config_pb2.ModelServerConfig:
     """Read `models.config`; a missing file is an empty one.
 
     Raises:
@@ -230,7 +231,8 @@ def read_config(path):
         raise InputError(f"{path}: not a model_config_list of TensorFlow Serving ({error})") from None
 
 
-def export(model, folder, name, version, precision="float32"):
+def export(model: Path | str, folder: Path | str, name: str | None, version: int,
+           precision: Literal["float32", "bfloat16"] = "float32") -> tuple[Path, str, bool]:
     """Export a `.keras` file to `folder`, whole or not at all.
 
     Returns:
@@ -280,7 +282,7 @@ def main(
     version: int,
     precision: Literal["float32", "bfloat16"] = "float32",
     name: str | None = None,
-):
+) -> None:
     """Export a trained network for TensorFlow Serving.
 
     Args:
@@ -306,7 +308,7 @@ Upscale a picture:
     jq -r '.predictions[0].b64' | base64 -d > sr.png""")
 
 
-def cli():
+def cli() -> None:
     command(main)
 
 

@@ -9,7 +9,7 @@ import tensorflow as tf
 BFLOAT16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}
 
 
-def native_precision():
+def native_precision() -> str:
     """The fastest that the machine computes natively: mixed_bfloat16, mixed_float16 or float32.
 
     GPUs multiply bfloat16 from compute capability 8.0 on, and float16 fast from 7.0 on;
@@ -24,7 +24,7 @@ def native_precision():
     return "mixed_bfloat16" if processor_flags() & BFLOAT16_FLAGS else "float32"
 
 
-def processor_flags(path="/proc/cpuinfo"):
+def processor_flags(path: Path | str = "/proc/cpuinfo") -> set[str]:
     """What the processor says it can do: a set of words, empty where the system does not tell."""
     try:
         lines = Path(path).read_text().splitlines()
@@ -34,7 +34,7 @@ def processor_flags(path="/proc/cpuinfo"):
             for word in line.partition(":")[2].split()}
 
 
-def chosen_precision(asked):
+def chosen_precision(asked: str) -> str:
     """The precision to compute in: what was asked for, or for `"auto"` the `native_precision`.
 
     Warns where the machine only emulates what was asked for.

@@ -29,6 +29,7 @@ import glob
 import re
 import sys
 import time
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -39,6 +40,7 @@ from tqdm import tqdm
 
 from superres.datasets.degradations import imresize
 from superres.datasets.pictures import (
+    Picture,
     animation_suffix,
     list_pictures,
     read_frames,
@@ -57,7 +59,8 @@ Format = Literal["png", "jpg", "webp", "tiff", "avif", "gif"]
 Model = Annotated[str, tyro.conf.arg(metavar="MODEL")]
 
 
-def destinations(inputs, folder, suffix, kind=None):
+def destinations(inputs: Iterable[str], folder: Path | str, suffix: str,
+                 kind: str | None = None) -> list[tuple[Path, Path]]:
     """(source, destination) of every file, folder and glob, no destination twice.
 
     What lies in `folder` already under the name of another input's result is left out, with a
@@ -105,7 +108,7 @@ def destinations(inputs, folder, suffix, kind=None):
     return jobs
 
 
-def check_free(path, sources, overwrite):
+def check_free(path: Path, sources: set[Path], overwrite: bool) -> None:
     """Raise InputError for a file that no result may be written over: an input; without `overwrite` any."""
     if path.resolve() in sources:
         raise InputError(f"{path} is an input, which no result is written over; choose another --output")
@@ -113,7 +116,7 @@ def check_free(path, sources, overwrite):
         raise InputError(f"{path} is there already; --overwrite writes over it, --skip-existing leaves it")
 
 
-def stochasticity_map(samples):
+def stochasticity_map(samples: Sequence[np.ndarray]) -> np.ndarray:
     """Where samples (H, W, C) differ: their standard deviation, (H, W, 1) uint8.
 
     The largest hundredth is white. Source: the report "Explicit MAP Optimization for
@@ -126,7 +129,7 @@ def stochasticity_map(samples):
     return to_uint8(np.clip(deviation / max(np.quantile(deviation, 0.99), 1e-9), 0, 1))
 
 
-def target_size(size):
+def target_size(size: str) -> tuple[int, int]:
     """(width, height) that `--size` names."""
     match = re.fullmatch(r"(\d+)x(\d+)", size)
     if not match or "0" in (match[1], match[2]):
@@ -134,7 +137,8 @@ def target_size(size):
     return int(match[1]), int(match[2])
 
 
-def resized(picture, size=None, scale=None, factor=None):
+def resized(picture: Picture, size: tuple[int, int] | None = None, scale: float | None = None,
+            factor: float | None = None) -> Picture:
     """A super-resolved `Picture`, shrunk by MATLAB's bicubic to a size, or to a scale.
 
     Args:
@@ -185,7 +189,7 @@ def main(
     temperature: float | None = None,
     seed: int | None = None,
     stochasticity: bool = False,
-):
+) -> None:
     """Upscale photographs with a trained network.
 
     Example: upscale.py lapsrn-x4 photo.jpg holiday/ -o upscaled
@@ -335,7 +339,7 @@ def main(
         sys.exit(1)
 
 
-def show_networks():
+def show_networks() -> None:
     """Print the networks that are shipped: name, scale, what each is for, a figure."""
     with open(WEIGHTS / "networks.csv", newline="") as file:
         rows = list(csv.reader(file))
@@ -344,7 +348,7 @@ def show_networks():
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-def cli():
+def cli() -> None:
     if "--list" in sys.argv[1:]:
         show_networks()
     else:

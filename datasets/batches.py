@@ -1,9 +1,11 @@
 """Training batches by number: what makes a stopped training go on to the bit."""
 
+from collections.abc import Callable
+
 import tensorflow as tf
 
 
-def numbered_batches(get, start=0):
+def numbered_batches(get: Callable[[int], tuple], start: int = 0) -> tf.data.Dataset:
     """An endless `tf.data.Dataset` of get(start), get(start + 1), ...
 
     Args:

@@ -5,7 +5,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -59,7 +59,8 @@ class Example(NamedTuple):
     lr: np.ndarray | None = None
 
 
-def load(source, split="train", limit=None, held_out=None) -> Iterator[Example]:
+def load(source: Path | str, split: Literal["train", "test"] = "train", limit: int | None = None,
+         held_out: int | None = None) -> Iterator[Example]:
     """Yield the pictures of a source, decoded one at a time, in a fixed order.
 
     Args:
@@ -109,7 +110,7 @@ def load(source, split="train", limit=None, held_out=None) -> Iterator[Example]:
         yield example
 
 
-def has_corners(source):
+def has_corners(source: Path | str) -> bool:
     """Whether a source's HR is a digit in a corner, of which LR does not tell which (see `load`)."""
     return str(source).split("/")[0] == "corners" and not Path(source).is_dir()
 

@@ -9,13 +9,17 @@ Source: Dahl, Norouzi and Shlens, "Pixel Recursive Super Resolution", arXiv 1702
 section on MNIST corners.
 """
 
+from collections.abc import Iterator
+from typing import Literal
+
 import numpy as np
 
-CORNERS = ("top_left", "bottom_right")
+Corner = Literal["top_left", "bottom_right"]
+CORNERS: tuple[Corner, ...] = ("top_left", "bottom_right")
 TRAINING = 1500  # of scikit-learn's 1797 digits
 
 
-def scanned_digits(split):
+def scanned_digits(split: Literal["train", "test"]) -> Iterator[tuple[int, np.ndarray]]:
     """The handwritten digits that scikit-learn installs: yields (number, (8, 8, 1) uint8).
 
     Source: "Optical Recognition of Handwritten Digits", UCI Machine Learning Repository.
@@ -28,7 +32,7 @@ def scanned_digits(split):
         yield number, images[number]
 
 
-def in_corner(digit, corner):
+def in_corner(digit: np.ndarray, corner: Corner) -> np.ndarray:
     """The digit, (H, W, C), in a corner of a black picture, (2H, 2W, C)."""
     height, width, channels = digit.shape
     picture = np.zeros((2 * height, 2 * width, channels), digit.dtype)
@@ -36,13 +40,13 @@ def in_corner(digit, corner):
     return picture
 
 
-def corner_of(pictures, corner):
+def corner_of(pictures: np.ndarray, corner: Corner) -> np.ndarray:
     """View of a corner, (..., H, W, C), of pictures (..., 2H, 2W, C)."""
     height, width = (size // 2 for size in pictures.shape[-3:-1])
     return pictures[..., :height, :width, :] if corner == "top_left" else pictures[..., height:, width:, :]
 
 
-def corner_count(pictures, digits):
+def corner_count(pictures: np.ndarray, digits: np.ndarray) -> np.ndarray:
     """How many of the two corners of each picture hold a digit: 0, 1 or 2.
 
     A corner holds a digit if its ink (the sum of its values) is more than a fifth of the ink

@@ -7,7 +7,7 @@ from superres.datasets.degradations import imresize
 from superres.datasets.pictures import to_uint8
 
 
-def dead_leaves(seed, size=256, leaves=1200):
+def dead_leaves(seed: int, size: int = 256, leaves: int = 1200) -> np.ndarray:
     """Draw one picture, (size, size, 3) uint8, the same for the same seed.
 
     Ellipses and polygons with radii drawn from r^-3, each with a colour gradient and

@@ -14,7 +14,7 @@ from superres.errors import InputError
 SUBFILE, WIDTH, HEIGHT, BITS, PHOTOMETRIC, PLANAR, SAMPLE_FORMAT = 254, 256, 257, 258, 262, 284, 339
 
 
-def decode(image, white=None):
+def decode(image: Image.Image, white: float | None = None) -> tuple[np.ndarray, np.ndarray | None]:
     """(pixels (H, W, 1|3), alpha (H, W, 1) or None) of the frame that an open Pillow image is at.
 
     Both are uint8, or float32 in [0, 1] where the file has more than 8 bits a channel. Grey stays
@@ -53,7 +53,7 @@ def decode(image, white=None):
     return (pixels[..., None] if grey else pixels), None
 
 
-def check_size(width, height, size):
+def check_size(width: int, height: int, size: int) -> None:
     """Raise an InputError if so many pixels cannot be meant, in a file of that many bytes.
 
     So small a file of a large picture may only be a blank one: a scanned page has up to 60 million.
@@ -67,7 +67,7 @@ def _apart(planes):
     return (planes[..., :-1], planes[..., -1:]) if planes.shape[-1] in (2, 4) else (planes, None)
 
 
-def scaled(values, natural=None, white=None):
+def scaled(values: np.ndarray, natural: float | None = None, white: float | None = None) -> np.ndarray:
     """Values of a file, of any type, as float32 in [0, 1].
 
     Args:
@@ -145,14 +145,14 @@ def _unpacked(image, codec, args):
         return np.asarray(again)
 
 
-def upright(planes, orientation):
+def upright(planes: np.ndarray, orientation: int) -> np.ndarray:
     """Planes (H, W, C) as the camera meant them, by EXIF's orientation from 1 to 8."""
     planes = planes.swapaxes(0, 1) if orientation >= 5 else planes
     planes = planes[::-1] if orientation in (3, 4, 7, 8) else planes
     return np.ascontiguousarray(planes[:, ::-1] if orientation in (2, 3, 6, 7) else planes)
 
 
-def decode_page(page, white=None):
+def decode_page(page: tifffile.TiffPage, white: float | None = None) -> tuple[np.ndarray, np.ndarray | None]:
     """The same of a page of `tifffile`, which knows floats and separate planes where Pillow does not."""
     height, width, samples = page.imagelength, page.imagewidth, page.samplesperpixel
     grey = page.photometric in (tifffile.PHOTOMETRIC.MINISWHITE, tifffile.PHOTOMETRIC.MINISBLACK)

@@ -1,6 +1,8 @@
 """How a low-resolution picture is made from a high-resolution one."""
 
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from scipy import sparse
@@ -9,15 +11,21 @@ from superres.cubic import cubic
 from superres.datasets.pictures import to_uint8
 from superres.errors import InputError
 
+if TYPE_CHECKING:
+    from superres.datasets.catalogue import Example  # which imports this module
 
-def mirror(index, size):
+Triple = tuple[str, np.ndarray, np.ndarray]
+"""(name, LR, HR) of a picture, (H, W, C) and (sH, sW, C) uint8."""
+
+
+def mirror(index: np.ndarray, size: int) -> np.ndarray:
     """Indices beyond an axis of `size` pixels, continued symmetrically, however far."""
     index = index % (2 * size)
     return np.where(index < size, index, 2 * size - 1 - index)
 
 
 @lru_cache(maxsize=256)
-def resize_matrix(size, scale):
+def resize_matrix(size: int, scale: float) -> sparse.csr_array:
     """The sparse matrix (round up(size * scale), size) of MATLAB's bicubic imresize.
 
     The kernel is widened by 1 / scale when shrinking (antialiasing), edges are
@@ -36,7 +44,7 @@ def resize_matrix(size, scale):
     return matrix.tocsr()
 
 
-def imresize(picture, scale):
+def imresize(picture: np.ndarray, scale: float | tuple[float, float]) -> np.ndarray:
     """Resize (H, W, C) as MATLAB's ``imresize(picture, scale)`` does (bicubic).
 
     On uint8 the result is bit-exact: rows first, then columns, each rounded to uint8.
@@ -62,13 +70,14 @@ def imresize(picture, scale):
     return np.ascontiguousarray(x.transpose(1, 0, 2).astype(picture.dtype))
 
 
-def mod_crop(picture, scale):
+def mod_crop(picture: np.ndarray, scale: int) -> np.ndarray:
     """Cut off the last rows and columns until both sizes divide by `scale`."""
     height, width = picture.shape[:2]
     return picture[: height - height % scale, : width - width % scale]
 
 
-def random_kernel(rng, size=11, scale=2, noise=0.25):
+def random_kernel(rng: np.random.Generator, size: int = 11, scale: int = 2,
+                  noise: float = 0.25) -> np.ndarray:
     """A random anisotropic blur kernel of DIV2KRK, (size, size) float64, sum 1.
 
     Its centre of mass lies where `blur_downsample` needs it for LR and HR to be
@@ -100,7 +109,7 @@ def random_kernel(rng, size=11, scale=2, noise=0.25):
     return kernel
 
 
-def blur_downsample(picture, kernel, steps=1, pad=True):
+def blur_downsample(picture: np.ndarray, kernel: np.ndarray, steps: int = 1, pad: bool = True) -> np.ndarray:
     """Correlate with `kernel` and keep every second pixel, `steps` times: x2, x4, x8.
 
     Args:
@@ -121,19 +130,20 @@ def blur_downsample(picture, kernel, steps=1, pad=True):
     return picture
 
 
-def margin(size, steps):
+def margin(size: int, steps: int) -> int:
     """Pixels of context on every side that `steps` x2 steps need, for an odd kernel size."""
     return (2**steps - 1) * (size // 2)
 
 
-def realworld(picture, scale, rng):
+def realworld(picture: np.ndarray, scale: int, rng: np.random.Generator) -> np.ndarray:
     """Degrade a whole uint8 picture with one random kernel; returns (H / s, W / s, C) uint8."""
     steps = int(np.log2(scale))
     floats = picture.astype("float64") / 255
     return to_uint8(blur_downsample(floats, random_kernel(rng), steps))
 
 
-def degraded(examples, scale, degradation):
+def degraded(examples: "Iterable[Example]", scale: int,
+             degradation: Literal["bicubic", "realworld", "realworld-fresh"]) -> Iterator[Triple]:
     """(name, lr, hr) of every example; `realworld` kernels are the same at every call."""
     for number, example in enumerate(examples):
         hr = mod_crop(example.hr, scale)

@@ -1,6 +1,9 @@
 """Pictures as files of every kind that is written, at 8 and 16 bits a channel, with what is beside them."""
 
 import io
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 import numpy as np
 import tifffile
@@ -9,13 +12,17 @@ from PIL import Image
 from superres.datasets.metadata import Info, as_srgb, keeps_profile, save_options
 from superres.errors import InputError
 
+if TYPE_CHECKING:
+    from superres.datasets.pictures import Picture  # which imports this module
+
 WITH_ALPHA = ("PNG", "WEBP", "TIFF", "AVIF", "JPEG2000", "TGA", "ICO", "GIF")  # the others are put on white
 WITH_GREY_ALPHA = ("PNG", "TIFF", "JPEG2000", "TGA")
 WRITABLE = (*WITH_ALPHA, "JPEG", "BMP", "PPM")
 ANIMATED = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")
 
 
-def save(file, path, kind, picture, quality, depth, strip):
+def save(file: Path | BinaryIO, path: Path, kind: str, picture: "Picture", quality: int | None,
+         depth: Literal[8, 16], strip: bool) -> None:
     """Write one picture, or page of a TIFF, at a place or into a writer."""
     options = _options(path, kind, picture, quality, strip)
     if depth == 16:
@@ -34,7 +41,8 @@ def save(file, path, kind, picture, quality, depth, strip):
     image.save(file, format=kind, **options)
 
 
-def save_animation(file, path, kind, frames, quality, strip):
+def save_animation(file: Path, path: Path, kind: str, frames: "Iterable[Picture]", quality: int | None,
+                   strip: bool) -> None:
     images, durations, infos = [], [], []
     for frame in frames:
         images.append(to_image(kind, frame))
@@ -78,7 +86,7 @@ def _image(planes):
     return Image.fromarray(planes.squeeze(-1) if planes.shape[-1] == 1 else planes)
 
 
-def to_image(kind, picture):
+def to_image(kind: str, picture: "Picture") -> Image.Image:
     """A Pillow image of 8 bits, in a mode that the kind can hold."""
     pixels, alpha = to_uint8(picture.pixels), picture.alpha
     if picture.info.icc and not keeps_profile(kind, pixels.shape[-1] == 1):
@@ -128,7 +136,7 @@ def _save_png_16(file, planes, options):
         out.write(whole[header:])
 
 
-def declare_16_bits(path):
+def declare_16_bits(path: Path) -> None:
     """Set the tags of a TIFF in which each pixel of 16 bits stands as two of 8."""
     with tifffile.TiffFile(path, mode="r+") as file:
         for page in file.pages:
@@ -137,7 +145,7 @@ def declare_16_bits(path):
             page.tags["BitsPerSample"].overwrite((16,) * channels if channels > 1 else 16)
 
 
-def to_uint16(picture):
+def to_uint16(picture: np.ndarray) -> np.ndarray:
     """Floats in [0, 1] -> uint16, clipped and rounded half up; uint8 is spread over the whole range."""
     picture = np.asarray(picture)
     if picture.dtype == np.uint8:
@@ -145,7 +153,7 @@ def to_uint16(picture):
     return np.floor(np.clip(picture, 0, 1) * np.float64(65535) + 0.5).astype("uint16")
 
 
-def to_uint8(picture):
+def to_uint8(picture: np.ndarray) -> np.ndarray:
     """Floats in [0, 1] -> uint8, clipped and rounded half up; uint8 passes through."""
     picture = np.asarray(picture)
     if picture.dtype == np.uint8:

@@ -1,6 +1,7 @@
 """Finding pictures that are measured on and were trained on."""
 
 import warnings
+from collections.abc import Iterable
 
 import numpy as np
 from PIL import Image
@@ -14,7 +15,7 @@ SIZE = 16
 ALIKE = 0.97
 
 
-def thumbprint(picture):
+def thumbprint(picture: np.ndarray) -> np.ndarray:
     """The luminance of (H, W, 1|3) uint8 on 16 x 16 cells, without its mean, of length one: (256,).
 
     Its product with another picture's is their correlation. A flat picture has zeros, and
@@ -26,7 +27,8 @@ def thumbprint(picture):
     return cells / (np.linalg.norm(cells) or 1)
 
 
-def likenesses(measured, known):
+def likenesses(measured: Iterable[tuple[str, np.ndarray]],
+               known: Iterable[tuple[str, np.ndarray]]) -> list[tuple[str, str, float]]:
     """Which pictures show the same as a known one, whatever their size and compression.
 
     A picture that was turned or flipped is not found, nor is one cut out of a known one. Small
@@ -54,7 +56,8 @@ def _thumbprints(pictures):
     return names, np.array(prints, "float32")
 
 
-def warn_of_likenesses(measured, known):
+def warn_of_likenesses(measured: Iterable[tuple[str, np.ndarray]],
+                       known: Iterable[tuple[str, np.ndarray]]) -> None:
     """One line of warning for each of the first ten `likenesses`, and one for the others."""
     found = likenesses(measured, known)
     for name, other, correlation in found[:10]:

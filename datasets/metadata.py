@@ -5,7 +5,9 @@ import io
 import re
 import struct
 import warnings
-from typing import NamedTuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import ExifTags, Image, ImageCms, PngImagePlugin
@@ -50,7 +52,7 @@ class Info(NamedTuple):
     plays: int | None = None
 
 
-def read_info(image):
+def read_info(image: Image.Image) -> tuple[Info, int]:
     """What an open Pillow image holds beside its pixels: (`Info`, orientation from 1 to 8).
 
     What is damaged is left out; of a colour profile that is, a warning says so.
@@ -79,7 +81,7 @@ def read_info(image):
     return info, orientation if orientation in range(1, 9) else 1
 
 
-def sound_exif(load):
+def sound_exif(load: Callable[[], Image.Exif]) -> tuple[int | None, bytes | None]:
     """(orientation or None, block or None) of those tags that can be read, and written again.
 
     Args:
@@ -160,14 +162,14 @@ def _to_srgb(icc, mode):
     )
 
 
-def is_profile(icc, mode):
+def is_profile(icc: bytes, mode: str) -> bool:
     """Whether the bytes are a colour profile for pixels of a Pillow mode."""
     if mode not in ("CMYK", "LAB"):
         mode = "L" if mode in ("1", "L", "LA", "La", "I", "F") or mode.startswith("I;16") else "RGB"
     return _attempt(lambda: _to_srgb(icc, mode)) is not None
 
 
-def as_rgb(image):
+def as_rgb(image: Image.Image) -> Image.Image:
     """A Pillow image of any mode without alpha as RGB: CMYK by its profile, if it has a sound one."""
     icc = image.info.get("icc_profile")
     if image.mode == "CMYK" and icc and is_profile(icc, "CMYK"):
@@ -175,19 +177,19 @@ def as_rgb(image):
     return image.convert("RGB")
 
 
-def keeps_profile(kind, grey):
+def keeps_profile(kind: str, grey: bool) -> bool:
     """Whether a file of a kind such as "PNG" can hold the profile of such pixels."""
     return kind in WITH_PROFILE and not (grey and kind in WITHOUT_GREY_PROFILE)
 
 
-def as_srgb(pixels, icc):
+def as_srgb(pixels: np.ndarray, icc: bytes) -> np.ndarray:
     """Pixels (H, W, 1|3) uint8 of a profile as those of sRGB; grey stays grey."""
     grey = pixels.shape[-1] == 1
     image = Image.fromarray(pixels[..., 0] if grey else pixels)
     return np.asarray(ImageCms.applyTransform(image, _to_srgb(icc, image.mode)))[..., : pixels.shape[-1]]
 
 
-def save_options(path, info, kind, grey):
+def save_options(path: Path, info: Info, kind: str, grey: bool) -> dict[str, Any]:
     """Keyword arguments of Pillow's `save` that write the `Info` into a file of a kind, such as "PNG".
 
     What the kind has no place for is left out.

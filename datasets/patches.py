@@ -1,11 +1,15 @@
 """Training batches: patches cut from LR and HR pictures at corresponding places."""
 
 import warnings
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
+import tensorflow as tf
 
 from superres.datasets.batches import numbered_batches
-from superres.datasets.catalogue import load
+from superres.datasets.catalogue import Example, load
 from superres.datasets.color import luma
 from superres.datasets.degradations import (
     blur_downsample,
@@ -24,7 +28,8 @@ KERNEL_SIZE = 11
 ALIGNMENT_SAMPLE = 32  # pictures: a shift is common to all
 
 
-def split_pictures(sources, val, test, seed, train=0):
+def split_pictures(sources: Iterable[Path | str], val: int, test: int, seed: int,
+                   train: int = 0) -> tuple[list[Example], list[Example], list[Example]]:
     """Read the pictures of all sources and part them at random: (train, val, test).
 
     A picture of val or test that looks like one of train is warned of.
@@ -83,8 +88,10 @@ class Patches:
             do not make whole batches.
     """
 
-    def __init__(self, examples, scale, patch, batch, *, channels=3, degradation="bicubic",
-                 pyramid=False, augment=True, fixed=0, seed=0):
+    def __init__(self, examples: Iterable[Example], scale: int, patch: int, batch: int, *,
+                 channels: Literal[1, 3] = 3,
+                 degradation: Literal["bicubic", "realworld", "realworld-fresh"] = "bicubic",
+                 pyramid: bool = False, augment: bool = True, fixed: int = 0, seed: int = 0) -> None:
         self.scale, self.patch, self.batch, self.channels = scale, patch, batch, channels
         self.augment, self.fixed, self.seed = augment, fixed, seed
         self.fresh = degradation == "realworld-fresh"
@@ -125,11 +132,11 @@ class Patches:
             raise InputError(f"patches: {self.total} do not make whole batches of {batch}")
 
     @property
-    def total(self):
+    def total(self) -> int:
         """How many fixed patches there are."""
         return len(self.pictures) * self.fixed
 
-    def batch_number(self, number):
+    def batch_number(self, number: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
         """Batch `number`: (lr, [target, ...]), float32 in [0, 1], one target a factor."""
         if self.fixed:
             # A patch is a function of the seed and its own number: no place need be kept.
@@ -175,7 +182,7 @@ class Patches:
         steps = int(np.log2(self.scale))
         return to_uint8(blur_downsample(window, random_kernel(rng, KERNEL_SIZE), steps, pad=False))
 
-    def dataset(self, start=0):
+    def dataset(self, start: int = 0) -> tf.data.Dataset:
         """An endless `tf.data.Dataset` of batches, from batch number `start` on."""
         return numbered_batches(self.batch_number, start)
 
@@ -183,13 +190,13 @@ class Patches:
 class NoisyPatches(Patches):
     """`Patches` with seeds for the noise: batches ((lr, seeds (B, 2) int32), (hr,))."""
 
-    def batch_number(self, number):
+    def batch_number(self, number: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, ...]]:
         lr, targets = super().batch_number(number)
         seeds = np.random.default_rng((self.seed, number, 1)).integers(2**31, size=(self.batch, 2))
         return (lr, seeds.astype("int32")), targets
 
 
-def check_pair(lr, hr, scale, name):
+def check_pair(lr: np.ndarray, hr: np.ndarray, scale: int, name: str) -> None:
     """Raise InputError unless `lr` is the picture `hr` at 1 / scale of its size."""
     expected = tuple(size // scale for size in hr.shape[:2])
     if lr.shape[:2] != expected:
@@ -205,7 +212,8 @@ def check_pair(lr, hr, scale, name):
         raise InputError(f"{name}: LR and HR are different pictures (correlation {likeness:.2f})")
 
 
-def check_alignment(pairs, scale, tolerance=0.05):
+def check_alignment(pairs: Iterable[tuple[np.ndarray, np.ndarray]], scale: int,
+                    tolerance: float = 0.05) -> None:
     """Raise InputError if the LRs lie more than `tolerance` LR pixels off their HRs.
 
     A single small picture lets one measure little better than this; the usual mistakes
@@ -219,7 +227,7 @@ def check_alignment(pairs, scale, tolerance=0.05):
         )
 
 
-def shift_between(pairs, scale):
+def shift_between(pairs: Iterable[tuple[np.ndarray, np.ndarray]], scale: int) -> tuple[float, float]:
     """The common shift (rows, columns) in HR pixels of LR pictures against their HRs.
 
     By phase correlation: the phase of the cross spectrum falls linearly with

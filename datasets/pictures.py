@@ -6,8 +6,9 @@ import logging
 import os
 import struct
 import warnings
+from collections.abc import Generator, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import tifffile
@@ -65,7 +66,7 @@ class Picture(NamedTuple):
     info: Info = Info()
 
 
-def read_picture(path, depth=8, white=None):
+def read_picture(path: Path | str, depth: Literal[8, 16] = 8, white: float | None = None) -> Picture:
     """Read one file, upright.
 
     Grey stays grey (one channel); palettes, CMYK, LAB and the like become RGB, by their colour
@@ -88,7 +89,8 @@ def read_picture(path, depth=8, white=None):
         return next(frames)
 
 
-def read_frames(path, depth=8, white=None):
+def read_frames(path: Path | str, depth: Literal[8, 16] = 8,
+                white: float | None = None) -> Generator[Picture, None, None]:
     """Yield the frames of an animation (GIF, WebP, APNG, AVIF) or the pages of a TIFF, one at a time.
 
     Each is a `Picture` as `read_picture` gives it, whole: what a frame leaves of the one before it
@@ -242,7 +244,7 @@ def _tiff_pages(path, stack):
     return page
 
 
-def animation_suffix(path):
+def animation_suffix(path: Path | str) -> str:
     """The suffix of the kind of animation, or of pages, that a file is, such as `".gif"`; "": one picture."""
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=READABLE) as image:
@@ -252,7 +254,7 @@ def animation_suffix(path):
         return ""  # whoever reads it says what is wrong
 
 
-def decoded(image):
+def decoded(image: Image.Image) -> Picture:
     """The `Picture` that a `PIL.Image` of any mode is, as `read_picture` reads its file.
 
     Raises:
@@ -266,7 +268,7 @@ def decoded(image):
         return Picture(upright(pixels, orientation), alpha, info)
 
 
-def as_image(picture):
+def as_image(picture: Picture) -> Image.Image:
     """A `Picture` as a `PIL.Image` of 8 bits a channel, with its colour profile."""
     image = to_image("PNG", picture)
     if picture.info.icc:
@@ -274,7 +276,8 @@ def as_image(picture):
     return image
 
 
-def write_picture(path, picture, quality=None, depth=8, strip=False):
+def write_picture(path: Path | str, picture: Picture | np.ndarray, quality: int | None = None,
+                  depth: Literal[8, 16] = 8, strip: bool = False) -> None:
     """Write a `Picture` or an array (H, W, 1|3), uint8 or float in [0, 1], as the kind that the suffix says.
 
     PNG, TIFF, WebP, AVIF, JPEG 2000, TGA, ICO and GIF keep alpha; JPEG, BMP and PPM are put on white.
@@ -296,7 +299,8 @@ def write_picture(path, picture, quality=None, depth=8, strip=False):
     write_frames(path, [picture], quality, depth, strip)
 
 
-def write_frames(path, frames, quality=None, depth=8, strip=False):
+def write_frames(path: Path | str, frames: Iterable[Picture | np.ndarray], quality: int | None = None,
+                 depth: Literal[8, 16] = 8, strip: bool = False) -> None:
     """Write an animation (GIF, WebP, PNG, AVIF) or the pages of a TIFF, from any iterable of pictures.
 
     One frame is written as `write_picture` does. A GIF's frames get a palette each, dithered where
@@ -349,7 +353,7 @@ def write_frames(path, frames, quality=None, depth=8, strip=False):
         part.unlink(missing_ok=True)
 
 
-def fill_invisible(picture):
+def fill_invisible(picture: Picture) -> Picture:
     """The `Picture` with the colour of the nearest visible pixel where alpha is 0.
 
     Interpolation and networks mix neighbours: a white disc on transparent black would get a grey rim.
@@ -363,13 +367,13 @@ def fill_invisible(picture):
     return picture._replace(pixels=picture.pixels[tuple(nearest)])
 
 
-def to_float(picture):
+def to_float(picture: np.ndarray) -> np.ndarray:
     """uint8 -> float32 in [0, 1]; floats pass through."""
     picture = np.asarray(picture)
     return picture.astype("float32") / np.float32(255) if picture.dtype == np.uint8 else picture
 
 
-def contact_sheet(rows, zoom=1, gap=4):
+def contact_sheet(rows: Iterable[Iterable[np.ndarray]], zoom: int = 1, gap: int = 4) -> np.ndarray:
     """Rows of pictures, (H, W, 1|3) uint8, as one RGB picture on white."""
 
     def framed(picture):
@@ -389,7 +393,7 @@ def contact_sheet(rows, zoom=1, gap=4):
     return np.concatenate([padded(strip, strip.shape[0], widest) for strip in strips])
 
 
-def list_pictures(folder):
+def list_pictures(folder: Path | str) -> list[Path]:
     """Sorted paths of the picture files below a folder, by their suffix or, without one, by content.
 
     Links are followed, to each folder once. Hidden files and folders are left out.

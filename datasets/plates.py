@@ -14,7 +14,7 @@ FONTS = ("DejaVuSans", "DejaVuSans-Bold", "DejaVuSansMono", "DejaVuSansMono-Bold
 FINE = 4  # drawn so many times larger, then shrunk, for smooth edges
 
 
-def plate(seed, size=64):
+def plate(seed: int, size: int = 64) -> np.ndarray:
     """Draw one plate, (size, size, 3) uint8, black on white, the same for the same seed.
 
     A frame around two lines, three letters above three digits, in one of five fonts; each

@@ -1,11 +1,14 @@
 """Pairs of whole small pictures, for networks that learn one kind of picture at one size."""
 
+from collections.abc import Iterable
 from copy import copy
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
+import tensorflow as tf
 
 from superres.datasets.batches import numbered_batches
+from superres.datasets.catalogue import Example
 from superres.datasets.degradations import imresize
 from superres.datasets.pictures import to_float
 from superres.errors import InputError
@@ -13,7 +16,7 @@ from superres.errors import InputError
 Crop = Literal["centre", "face"]
 
 
-def square(picture, crop="centre"):
+def square(picture: np.ndarray, crop: Crop = "centre") -> np.ndarray:
     """Cut a square out of (H, W, C).
 
     Args:
@@ -30,7 +33,8 @@ def square(picture, crop="centre"):
     return picture[top : top + side, left : left + side]
 
 
-def thumbnail(picture, size, channels=3, crop="centre"):
+def thumbnail(picture: np.ndarray, size: int, channels: Literal[1, 3] = 3,
+              crop: Crop = "centre") -> np.ndarray:
     """The square of (H, W, C) uint8, shrunk or enlarged: (size, size, channels) uint8."""
     picture = square(_as_channels(picture, channels), crop)
     return picture if len(picture) == size else imresize(picture, size / len(picture))
@@ -63,8 +67,9 @@ class Thumbnails:
         InputError: where a given pair has another size, or no picture is large enough.
     """
 
-    def __init__(self, examples, size, scale, *, channels=3, crop="centre", batch=32, flip=False, seed=0,
-                 corners=False):
+    def __init__(self, examples: Iterable[Example], size: int, scale: int, *, channels: Literal[1, 3] = 3,
+                 crop: Crop = "centre", batch: int = 32, flip: bool = False, seed: int = 0,
+                 corners: bool = False) -> None:
         self.batch, self.flip, self.seed, self.corners = batch, flip, seed, corners
         self.names, lrs, hrs, small = [], [], [], 0
         for example in examples:
@@ -89,16 +94,16 @@ class Thumbnails:
                              f"({small} smaller pictures found)")
         self.lr, self.hr = np.stack(lrs), np.stack(hrs)
 
-    def __len__(self):
+    def __len__(self) -> int:
         return len(self.lr)
 
-    def __getitem__(self, some):
+    def __getitem__(self, some: slice) -> Self:
         """The pairs of a slice, as `Thumbnails`."""
         part = copy(self)
         part.names, part.lr, part.hr = self.names[some], self.lr[some], self.hr[some]
         return part
 
-    def batch_number(self, number):
+    def batch_number(self, number: int) -> tuple[np.ndarray, np.ndarray]:
         """Batch `number`: (lr, hr), float32 in [0, 1]."""
         rng = np.random.default_rng((self.seed, number))
         chosen = rng.integers(len(self), size=self.batch)
@@ -108,7 +113,7 @@ class Thumbnails:
             for x in (self.lr, self.hr)
         )
 
-    def dataset(self, start=0):
+    def dataset(self, start: int = 0) -> tf.data.Dataset:
         """An endless `tf.data.Dataset` of batches, from batch number `start` on."""
         return numbered_batches(self.batch_number, start)
 

@@ -1,8 +1,14 @@
-"""What the layers here, and losses and initialisers, have in common: how they are written down."""
+"""What the layers here, and losses and initialisers, have in common: types, and how they are written down."""
 
 import inspect
+from typing import Any
 
 import keras
+
+Tensor = Any
+"""A tensor of Keras's backend, symbolic or with values, or a numpy array: there is no one type of them."""
+Shape = tuple[int | None, ...]
+"""What `build` and `compute_output_shape` are told of a tensor: its axes, None where any size will do."""
 
 
 class Configured:
@@ -21,7 +27,7 @@ class Configured:
         0.5
     """
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         _, *arguments = inspect.signature(type(self).__init__).parameters.values()
         for argument in arguments:
@@ -45,13 +51,13 @@ class SameConv2D(keras.layers.Conv2D):
         ValueError: for an even kernel, strides, dilation or groups.
     """
 
-    def __init__(self, filters, kernel_size, **kwargs):
+    def __init__(self, filters: int, kernel_size: int | tuple[int, int], **kwargs) -> None:
         super().__init__(filters, kernel_size, padding="same", data_format="channels_last", **kwargs)
         if not all(size % 2 for size in self.kernel_size):
             raise ValueError(f"kernel_size must be odd, not {self.kernel_size}")
         if {*self.strides, *self.dilation_rate, self.groups} != {1}:
             raise ValueError("strides, dilation_rate and groups must be 1")
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         fixed = ("strides", "padding", "dilation_rate", "groups", "data_format")
         return {name: value for name, value in super().get_config().items() if name not in fixed}

@@ -3,6 +3,6 @@
 import keras
 
 
-def batch_norm(**kwargs):
+def batch_norm(**kwargs) -> keras.layers.BatchNormalization:
     """`keras.layers.BatchNormalization`, synchronised where Keras can: on TensorFlow."""
     return keras.layers.BatchNormalization(synchronized=keras.backend.backend() == "tensorflow", **kwargs)

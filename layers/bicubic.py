@@ -5,13 +5,13 @@ import numpy as np
 from keras import ops
 
 from superres.cubic import cubic
-from superres.layers.base import Configured
+from superres.layers.base import Configured, Shape, Tensor
 
 
 class _Bicubic(Configured, keras.layers.Layer):
     """Without weights, and always in float32 or wider: in bfloat16 pictures would lose their last bits."""
 
-    def __init__(self, scale=2, dtype=None, **kwargs):
+    def __init__(self, scale: int = 2, dtype: str | keras.DTypePolicy | None = None, **kwargs) -> None:
         wide = keras.dtype_policies.get(dtype).compute_dtype == "float64"
         super().__init__(dtype="float64" if wide else "float32", **kwargs)
         self.scale = scale
@@ -27,7 +27,7 @@ class BicubicUpsampling2D(_Bicubic):
         scale: The upsampling factor s, an integer.
     """
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         # Output pixel s*i + p lies at i + (p + 0.5) / s - 0.5 in the input; five taps
         # around i hold the four that matter, whatever the phase p.
         phases = (np.arange(self.scale) + 0.5) / self.scale - 0.5
@@ -37,13 +37,13 @@ class BicubicUpsampling2D(_Bicubic):
         kernel = np.einsum("ip,jq,cd->ijcpqd", taps, taps, np.eye(channels))
         self._kernel = kernel.reshape(5, 5, channels, -1).astype("float32")
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         padded = _mirrored(_mirrored(inputs, 1, 2), 2, 2)
         kernel = ops.convert_to_tensor(self._kernel, dtype=padded.dtype)
         phases = ops.conv(padded, kernel, padding="valid", data_format="channels_last")
         return ops.depth_to_space(phases, self.scale, data_format="channels_last")
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, *size, channels = input_shape
         return (batch, *(None if n is None else n * self.scale for n in size), channels)
 
@@ -62,16 +62,16 @@ class BicubicDownsampling2D(_Bicubic):
         ValueError: for an odd factor.
     """
 
-    def __init__(self, scale=2, **kwargs):
+    def __init__(self, scale: int = 2, **kwargs) -> None:
         super().__init__(scale, **kwargs)
         if scale % 2:
             raise ValueError(f"scale must be even, not {scale}")
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         taps = _downsampling_taps(self.scale)
         self._kernel = np.multiply.outer(taps, np.eye(input_shape[-1])).astype("float32")
 
-    def call(self, inputs, clip=False):
+    def call(self, inputs: Tensor, clip: bool = False) -> Tensor:
         kernel = ops.convert_to_tensor(self._kernel, dtype=inputs.dtype)
         x = inputs
         for axis, window in ((1, kernel[:, None]), (2, kernel[None])):  # rows first
@@ -81,7 +81,7 @@ class BicubicDownsampling2D(_Bicubic):
                 x = ops.clip(x, 0, 1)
         return x
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, *size, channels = input_shape
         return (batch, *(None if n is None else n // self.scale for n in size), channels)
 
@@ -98,7 +98,7 @@ class BicubicPseudoInverse2D(BicubicUpsampling2D):
         scale: The factor s, an even integer.
     """
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         # D+ = D^T (D D^T)^-1; on a long periodic line all rows are alike.
         scale, line, reach = self.scale, 64, 8
         down = np.zeros((line, line * scale))
@@ -112,7 +112,7 @@ class BicubicPseudoInverse2D(BicubicUpsampling2D):
         kernel = np.einsum("kp,cd->kcpd", taps, np.eye(channels))
         self._kernel = kernel.reshape(len(taps), channels, -1).astype("float32")
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         kernel, x = ops.convert_to_tensor(self._kernel, dtype=inputs.dtype), inputs
         for axis, window in ((1, kernel[:, None]), (2, kernel[None])):  # rows first
             x = ops.conv(_mirrored(x, axis, len(self._kernel) // 2), window, 1, "valid", "channels_last")
@@ -147,17 +147,17 @@ class ConsistentPicture(_Bicubic):
     Model", 2022, equation 8.
     """
 
-    def __init__(self, scale=2, rounds=0, **kwargs):
+    def __init__(self, scale: int = 2, rounds: int = 0, **kwargs) -> None:
         super().__init__(scale, **kwargs)
         self.rounds = rounds
         self.down = BicubicDownsampling2D(scale, dtype=self.dtype_policy)
         self.up = BicubicPseudoInverse2D(scale, dtype=self.dtype_policy)
 
-    def build(self, input_shape):
+    def build(self, input_shape: list[Shape]) -> None:
         self.down.build(input_shape[1])
         self.up.build(input_shape[0])
 
-    def call(self, inputs, training=False):
+    def call(self, inputs: list[Tensor], training: bool = False) -> Tensor:
         lr, sr = inputs
         if training or not self.rounds:
             return sr + self.up(lr - self.down(sr))
@@ -167,7 +167,7 @@ class ConsistentPicture(_Bicubic):
 
         return nearer(ops.fori_loop(1, self.rounds, lambda _, sr: nearer(sr, 1.5), sr), 1)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: list[Shape]) -> Shape:
         return input_shape[1]
 
 

@@ -1,10 +1,12 @@
 """The gated block of PixelCNN, in parallel over a picture and one row or pixel at a time."""
 
+from typing import Literal
+
 import keras
 import numpy as np
 from keras import initializers, ops
 
-from superres.layers.base import Configured
+from superres.layers.base import Configured, Shape, Tensor
 from superres.layers.masked_conv import colour_mask
 
 
@@ -53,8 +55,8 @@ class GatedPixelCNNBlock(Configured, keras.layers.Layer):
     2016, sections 2.2 and 2.3 (equation 4 with the feature maps of equation 5), figure 2.
     """
 
-    def __init__(self, filters, kernel_size, mask_type="B", colours=3,
-                 kernel_initializer="glorot_uniform", **kwargs):
+    def __init__(self, filters: int, kernel_size: int, mask_type: Literal["A", "B"] = "B", colours: int = 3,
+                 kernel_initializer: str | initializers.Initializer = "glorot_uniform", **kwargs) -> None:
         super().__init__(**kwargs)
         if mask_type not in ("A", "B"):
             raise ValueError(f"mask_type must be 'A' or 'B', not {mask_type!r}")
@@ -67,7 +69,7 @@ class GatedPixelCNNBlock(Configured, keras.layers.Layer):
         self.kernel_initializer = initializers.get(kernel_initializer)
         self.past = kernel_size // 2  # rows above, and pixels to the left
 
-    def build(self, input_shape):
+    def build(self, input_shape: list[Shape]) -> None:
         channels, filters = input_shape[0][-1], self.filters
         if self.mask_type == "B" and channels != filters:
             raise ValueError(f"a block of type B keeps its channels: expected {filters}, found {channels}")
@@ -96,7 +98,7 @@ class GatedPixelCNNBlock(Configured, keras.layers.Layer):
         self._horizontal_mask = mask
         self._output_mask = colour_mask(filters, filters, "B", self.colours)
 
-    def call(self, inputs):
+    def call(self, inputs: list[Tensor]) -> list[Tensor]:
         v, h, *condition = inputs
         # Type A stops one row earlier: the one shift of the vertical stack.
         above = ops.pad(v, ((0, 0), (self.past, 0), (0, 0), (0, 0)))
@@ -105,7 +107,7 @@ class GatedPixelCNNBlock(Configured, keras.layers.Layer):
         kernel = ops.cast(self.horizontal_kernel * self._horizontal_mask, h.dtype)
         return [v, self._finish(_convolve(left, kernel) + context, h)]
 
-    def vertical(self, rows, condition=None):
+    def vertical(self, rows: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The vertical stack: (B, r + n - 1, W, C) -> (B, n, W, filters) and (B, n, W, 2 filters).
 
         Each output row sees r input rows: r is `past`, and one more for type B. The
@@ -124,7 +126,7 @@ class GatedPixelCNNBlock(Configured, keras.layers.Layer):
             features, context = features + told_vertical, context + told_horizontal
         return _gate(features), context
 
-    def left(self, pixels, context):
+    def left(self, pixels: Tensor, context: Tensor) -> Tensor:
         """First half of the horizontal stack at one pixel, before anything of the pixel is known.
 
         Args:
@@ -137,7 +139,7 @@ class GatedPixelCNNBlock(Configured, keras.layers.Layer):
         kernel = ops.cast(self.horizontal_kernel[0, :-1], pixels.dtype)
         return context + ops.tensordot(pixels, kernel, 2)
 
-    def pixel(self, pixel, left):
+    def pixel(self, pixel: Tensor, left: Tensor) -> Tensor:
         """Second half of the horizontal stack at one pixel: (B, C), (B, 2 filters) -> (B, filters).
 
         Each colour sees the features of the earlier ones (and, for type B, its own);
@@ -152,7 +154,7 @@ class GatedPixelCNNBlock(Configured, keras.layers.Layer):
         output = ops.tensordot(_gate(features), kernel, 1) + ops.cast(self.output_bias, features.dtype)
         return output if self.mask_type == "A" else output + inputs
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: list[Shape]) -> list[Shape]:
         return [(*shape[:-1], self.filters) for shape in input_shape[:2]]
 
 

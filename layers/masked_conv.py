@@ -1,13 +1,15 @@
 """Convolutions that see the past only: pixels in raster order, then colours R, G, B."""
 
+from typing import Literal
+
 import keras
 import numpy as np
 from keras import ops
 
-from superres.layers.base import Configured, SameConv2D
+from superres.layers.base import Configured, SameConv2D, Shape, Tensor
 
 
-def colour_groups(channels, colours=3, gates=1):
+def colour_groups(channels: int, colours: int = 3, gates: int = 1) -> np.ndarray:
     """Which colour each of `channels` feature maps belongs to: an integer vector.
 
     The maps are split into `colours` runs as equal as can be: 32 gives 11 of R, 11 of
@@ -18,7 +20,8 @@ def colour_groups(channels, colours=3, gates=1):
     return np.tile(half, gates)
 
 
-def colour_mask(inputs, outputs, mask_type, colours=3, gates=1):
+def colour_mask(inputs: int, outputs: int, mask_type: Literal["A", "B"], colours: int = 3,
+                gates: int = 1) -> np.ndarray:
     """(inputs, outputs) mask of what one pixel's maps may see of the same pixel.
 
     Type A, on the picture itself: earlier colours. Type B, on features: these and the
@@ -55,14 +58,15 @@ class MaskedConv2D(Configured, SameConv2D):
     Source: van den Oord et al., "Pixel Recurrent Neural Networks", 2016, section 3.4.
     """
 
-    def __init__(self, filters, kernel_size, mask_type="B", colours=3, **kwargs):
+    def __init__(self, filters: int, kernel_size: int | tuple[int, int], mask_type: Literal["A", "B"] = "B",
+                 colours: int = 3, **kwargs) -> None:
         super().__init__(filters, kernel_size, **kwargs)
         if mask_type not in ("A", "B"):
             raise ValueError(f"mask_type must be 'A' or 'B', not {mask_type!r}")
         self.mask_type = mask_type
         self.colours = colours
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         super().build(input_shape)
         (rows, columns), channels = self.kernel_size, input_shape[-1]
         mask = np.zeros((rows, columns, channels, self.filters), "float32")
@@ -71,7 +75,7 @@ class MaskedConv2D(Configured, SameConv2D):
         mask[rows // 2, columns // 2] = colour_mask(channels, self.filters, self.mask_type, self.colours)
         self._mask = mask
 
-    def convolution_op(self, inputs, kernel):
+    def convolution_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         # Of narrow inputs, the parts would be too thin to be worth it.
         wide = self.colours > 1 and kernel.shape[2] >= 256
         if self.kernel_size == (1, 1) and self.mask_type == "B" and wide:
@@ -97,6 +101,6 @@ class MaskedConv2D(Configured, SameConv2D):
             done = end
         return ops.concatenate(parts, axis=-1)
 
-    def masked_kernel(self):
+    def masked_kernel(self) -> Tensor:
         """The kernel as it is used."""
         return self.kernel * self._mask

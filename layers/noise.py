@@ -5,7 +5,7 @@ import numpy as np
 from keras import ops
 from scipy.special import ndtri
 
-from superres.layers.base import Configured
+from superres.layers.base import Configured, Shape, Tensor
 
 # What 14 random bits stand for: four values of the standard normal distribution, whose quantiles
 # each column has in an order of its own. Looked up together, they take a quarter of the time.
@@ -55,24 +55,25 @@ class NoiseInjection(Configured, keras.layers.Layer):
     Networks", CVPR 2019, section 2.
     """
 
-    def __init__(self, stream=0, factor=1, initial=0.0, cell=1, **kwargs):
+    def __init__(self, stream: int = 0, factor: int = 1, initial: float = 0.0, cell: int = 1,
+                 **kwargs) -> None:
         super().__init__(**kwargs)
         self.stream, self.factor, self.initial, self.cell = stream, factor, initial, cell
 
-    def build(self, input_shape):
+    def build(self, input_shape: list[Shape]) -> None:
         channels = input_shape[0][-1]
         self.scale = self.add_weight(
             name="scale", shape=(channels,), initializer=keras.initializers.Constant(self.initial))
         numbers = (np.arange(-(-channels // 4)) + 0x9E3779B9 * (self.stream + 1)).astype("int32")
         self._fours = ops.convert_to_numpy(_mixed(numbers))  # of channels
 
-    def call(self, inputs):
+    def call(self, inputs: list[Tensor]) -> Tensor:
         x, seed, temperature, origin = inputs
         noise = self.noise(ops.shape(x)[1:3], seed, origin)
         amplitude = ops.cast(temperature, x.dtype)[:, None, None, None] * ops.cast(self.scale, x.dtype)
         return x + amplitude * ops.cast(noise, x.dtype)
 
-    def noise(self, size, seed, origin):
+    def noise(self, size: tuple[int, int], seed: Tensor, origin: Tensor) -> Tensor:
         """The noise of (height, width) pixels: (B, height, width, C) float32."""
         origin = origin * self.factor
         if self.cell == 1:
@@ -100,5 +101,5 @@ class NoiseInjection(Configured, keras.layers.Layer):
         noise = ops.take(ops.convert_to_tensor(_NORMAL), rows, axis=0)
         return ops.reshape(noise, (*ops.shape(rows)[:3], -1))[..., : self.scale.shape[0]]
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: list[Shape]) -> Shape:
         return input_shape[0]

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from superres.layers.base import SameConv2D
+from superres.layers.base import SameConv2D, Tensor
 
 
 @keras.saving.register_keras_serializable(package="superres")
@@ -30,7 +30,7 @@ class PolyphaseConv2D(SameConv2D):
         (1, 32, 32, 3)
     """
 
-    def convolution_op(self, inputs, kernel):
+    def convolution_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         blocks = ops.space_to_depth(inputs, 2, data_format="channels_last")
         blocks = super().convolution_op(blocks, self._of_blocks(kernel))
         return ops.depth_to_space(blocks, 2, data_format="channels_last")

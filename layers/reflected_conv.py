@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from superres.layers.base import SameConv2D
+from superres.layers.base import SameConv2D, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(package="superres")
@@ -23,15 +23,15 @@ class ReflectedConv2D(SameConv2D):
         ValueError: for an even kernel.
     """
 
-    def __init__(self, filters, kernel_size, **kwargs):
+    def __init__(self, filters: int, kernel_size: int | tuple[int, int], **kwargs) -> None:
         super().__init__(filters, kernel_size, **kwargs)
         self.padding = "valid"  # what it needs of the picture is there
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         rows, columns = (size // 2 for size in self.kernel_size)
         if rows or columns:
             inputs = ops.pad(inputs, ((0, 0), (rows, rows), (columns, columns), (0, 0)), "reflect")
         return super().call(inputs)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return (*input_shape[:-1], self.filters)

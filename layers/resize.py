@@ -9,17 +9,19 @@ import keras
 import numpy as np
 from keras import ops
 
+from superres.layers.base import Shape, Tensor
+
 
 @keras.saving.register_keras_serializable(package="superres")
 class BilinearUpsampling2D(keras.layers.Layer):
     """Bilinear interpolation to twice the size, edges continued: (B, H, W, C) -> (B, 2H, 2W, C)."""
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         x, taps = _padded(inputs, "symmetric"), ((0.25, 0.75, 0), (0, 0.75, 0.25))
         phases = [_filtered(x, rows, columns) for rows in taps for columns in taps]
         return ops.depth_to_space(ops.concatenate(phases, -1), 2, data_format="channels_last")
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return _resized(input_shape, 2)
 
 
@@ -31,13 +33,13 @@ class BilinearDownsampling2D(keras.layers.Layer):
     [3, 3, 1] / 7.
     """
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         taps = (0.125, 0.375, 0.375, 0.125)
         sums, weights = (_filtered(_padded(x, "constant"), taps, taps, strides=2)
                          for x in (inputs, ops.ones_like(inputs[:1, :, :, :1])))
         return sums / weights
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return _resized(input_shape, 0.5)
 
 
@@ -45,11 +47,11 @@ class BilinearDownsampling2D(keras.layers.Layer):
 class BinomialBlur2D(keras.layers.Layer):
     """Blur by [1, 2, 1] / 4 each way, edges reflected: (B, H, W, C) -> (B, H, W, C)."""
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         taps = (0.25, 0.5, 0.25)
         return _filtered(_padded(inputs, "reflect"), taps, taps)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
 
@@ -60,10 +62,10 @@ class PixelShuffle2D(keras.layers.Layer):
     Source: Shi et al., CVPR 2016, equation 4.
     """
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         return ops.depth_to_space(inputs, 2, data_format="channels_last")
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return (*_resized(input_shape, 2)[:-1], input_shape[-1] // 4)
 
 
@@ -71,10 +73,10 @@ class PixelShuffle2D(keras.layers.Layer):
 class PixelUnshuffle2D(keras.layers.Layer):
     """Space into channels, the inverse of `PixelShuffle2D`: (B, 2H, 2W, C) -> (B, H, W, 4C)."""
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         return ops.space_to_depth(inputs, 2, data_format="channels_last")
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return (*_resized(input_shape, 0.5)[:-1], 4 * input_shape[-1])
 
 

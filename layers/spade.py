@@ -1,9 +1,11 @@
 """Spatially adaptive denormalisation: normalisation undone as a picture tells."""
 
+from typing import Literal
+
 import keras
 from keras import layers, ops
 
-from superres.layers.base import Configured
+from superres.layers.base import Configured, Shape, Tensor
 from superres.layers.batch_norm import batch_norm
 from superres.layers.spectral_conv import SpectralConv2D
 
@@ -33,7 +35,9 @@ class SPADE(Configured, keras.layers.Layer):
     Normalization", CVPR 2019, section 3.1.
     """
 
-    def __init__(self, hidden=128, norm="batch", kernel_initializer="glorot_uniform", **kwargs):
+    def __init__(self, hidden: int = 128, norm: Literal["batch", "instance"] = "batch",
+                 kernel_initializer: str | keras.initializers.Initializer = "glorot_uniform",
+                 **kwargs) -> None:
         super().__init__(**kwargs)
         if norm not in ("batch", "instance"):
             raise ValueError(f"norm must be 'batch' or 'instance', not {norm!r}")
@@ -41,7 +45,7 @@ class SPADE(Configured, keras.layers.Layer):
         self.norm = norm
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
 
-    def build(self, input_shape):
+    def build(self, input_shape: list[Shape]) -> None:
         (*_, channels), (*batch, s_channels) = input_shape
 
         def conv(filters, name, **kwargs):
@@ -62,13 +66,13 @@ class SPADE(Configured, keras.layers.Layer):
         self.gamma.build((*batch, self.hidden))
         self.beta.build((*batch, self.hidden))
 
-    def call(self, inputs):
+    def call(self, inputs: list[Tensor]) -> Tensor:
         x, s = inputs
         s = ops.image.resize(s, ops.shape(x)[1:3], interpolation="nearest", data_format="channels_last")
         features = self.shared(s)
         return self.normalize(x) * (1 + self.gamma(features)) + self.beta(features)
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: list[Shape]) -> Shape:
         return input_shape[0]
 
 
@@ -90,8 +94,10 @@ class SPADEResBlock(Configured, keras.layers.Layer):
     Source: Park et al. 2019, section 3.2 and figure 4.
     """
 
-    def __init__(self, filters, hidden=128, norm="batch", spectral=True, slope=0.2,
-                 kernel_initializer="glorot_uniform", **kwargs):
+    def __init__(self, filters: int, hidden: int = 128, norm: Literal["batch", "instance"] = "batch",
+                 spectral: bool = True, slope: float = 0.2,
+                 kernel_initializer: str | keras.initializers.Initializer = "glorot_uniform",
+                 **kwargs) -> None:
         super().__init__(**kwargs)
         self.filters = filters
         self.hidden = hidden
@@ -100,7 +106,7 @@ class SPADEResBlock(Configured, keras.layers.Layer):
         self.slope = slope
         self.kernel_initializer = keras.initializers.get(kernel_initializer)
 
-    def build(self, input_shape):
+    def build(self, input_shape: list[Shape]) -> None:
         x_shape, s_shape = input_shape
         channels, between = x_shape[-1], min(x_shape[-1], self.filters)
 
@@ -124,7 +130,7 @@ class SPADEResBlock(Configured, keras.layers.Layer):
             self.norm_s = spade("norm_s", channels)
             self.conv_s = conv("conv_s", channels, self.filters, 1, use_bias=False)
 
-    def call(self, inputs):
+    def call(self, inputs: list[Tensor]) -> Tensor:
         x, s = inputs
         h = self.conv_0(ops.leaky_relu(self.norm_0([x, s]), self.slope))
         h = self.conv_1(ops.leaky_relu(self.norm_1([h, s]), self.slope))
@@ -132,5 +138,5 @@ class SPADEResBlock(Configured, keras.layers.Layer):
             x = self.conv_s(self.norm_s([x, s]))
         return x + h
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: list[Shape]) -> Shape:
         return (*input_shape[0][:-1], self.filters)

@@ -1,7 +1,11 @@
 """Convolution with spectral normalisation."""
 
+from collections.abc import MutableMapping
+
 import keras
 from keras import ops
+
+from superres.layers.base import Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(package="superres")
@@ -23,26 +27,26 @@ class SpectralConv2D(keras.layers.Conv2D):
     Networks", 2018, equation 8 and algorithm 1.
     """
 
-    def add_weight(self, *args, name=None, **kwargs):
+    def add_weight(self, *args, name: str | None = None, **kwargs) -> keras.Variable:
         # In bfloat16, sigma would have two digits, and u would be no unit vector.
         return super().add_weight(*args, name=name, autocast=name == "bias", **kwargs)
 
-    def build(self, input_shape):
+    def build(self, input_shape: Shape) -> None:
         super().build(input_shape)
         self.u = self.add_weight(
             name="u", shape=(self.filters,), trainable=False, aggregation="only_first_replica",
             initializer=keras.initializers.RandomNormal(1.0),
         )
 
-    def call(self, inputs, training=False):
+    def call(self, inputs: Tensor, training: bool = False) -> Tensor:
         if training:
             self.u.assign(self._vectors()[1])
         return super().call(inputs)
 
-    def convolution_op(self, inputs, kernel):
+    def convolution_op(self, inputs: Tensor, kernel: Tensor) -> Tensor:
         return super().convolution_op(inputs, ops.cast(kernel / self.sigma(), inputs.dtype))
 
-    def sigma(self):
+    def sigma(self) -> Tensor:
         """The kernel's largest singular value, as u has it."""
         v, u = self._vectors()
         return ops.sum(v * ops.matmul(self._matrix(), u))
@@ -57,10 +61,10 @@ class SpectralConv2D(keras.layers.Conv2D):
         u = ops.normalize(ops.matmul(v, matrix))
         return v, u
 
-    def save_own_variables(self, store):
+    def save_own_variables(self, store: MutableMapping[str, Tensor]) -> None:
         super().save_own_variables(store)
         store["u"] = self.u
 
-    def load_own_variables(self, store):
+    def load_own_variables(self, store: MutableMapping[str, Tensor]) -> None:
         super().load_own_variables(store)
         self.u.assign(store["u"])

@@ -1,9 +1,11 @@
 """Sub-pixel convolution: upsampling by rearranging channels into space."""
 
+from typing import Any, Literal
+
 import keras
 from keras import initializers, ops
 
-from superres.layers.base import Configured
+from superres.layers.base import Configured, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(package="superres")
@@ -23,11 +25,11 @@ class ICNR(Configured, initializers.Initializer):
     arXiv 1707.02937.
     """
 
-    def __init__(self, initializer, scale):
+    def __init__(self, initializer: str | initializers.Initializer, scale: int) -> None:
         self.initializer = initializers.get(initializer)
         self.scale = scale
 
-    def __call__(self, shape, dtype=None):
+    def __call__(self, shape: tuple[int, ...], dtype: str | None = None) -> Tensor:
         blocks = self.scale**2
         kernel = self.initializer((*shape[:-1], shape[-1] // blocks), dtype=dtype)
         return ops.tile(kernel, (1,) * (len(shape) - 1) + (blocks,))
@@ -53,8 +55,9 @@ class SubPixelConv2D(keras.layers.Conv2D):
     Efficient Sub-Pixel Convolutional Neural Network", CVPR 2016, equation 4.
     """
 
-    def __init__(self, filters, kernel_size, scale=2, icnr=True, padding="same",
-                 kernel_initializer="glorot_uniform", **kwargs):
+    def __init__(self, filters: int, kernel_size: int | tuple[int, int], scale: int = 2, icnr: bool = True,
+                 padding: Literal["same", "valid"] = "same",
+                 kernel_initializer: str | initializers.Initializer = "glorot_uniform", **kwargs) -> None:
         if scale < 1:
             raise ValueError(f"scale must be at least 1, not {scale}")
         initializer = initializers.get(kernel_initializer)
@@ -65,10 +68,10 @@ class SubPixelConv2D(keras.layers.Conv2D):
         self.scale = scale
         self.icnr = icnr
 
-    def call(self, inputs):
+    def call(self, inputs: Tensor) -> Tensor:
         return ops.depth_to_space(super().call(inputs), self.scale, data_format="channels_last")
 
-    def compute_output_shape(self, input_shape):
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         batch, height, width, channels = super().compute_output_shape(input_shape)
         return (
             batch,
@@ -77,7 +80,7 @@ class SubPixelConv2D(keras.layers.Conv2D):
             channels // self.scale**2,
         )
 
-    def get_config(self):
+    def get_config(self) -> dict[str, Any]:
         config = super().get_config()
         for fixed in ("data_format", "strides", "groups"):
             config.pop(fixed)

@@ -1,9 +1,13 @@
 """Adversarial losses, on the discriminator's logits: what each network minimises, one value a picture."""
 
+from collections.abc import Callable
+
 from keras import ops
 
+from superres.layers.base import Tensor
 
-def standard(real, fake):
+
+def standard(real: Tensor, fake: Tensor) -> tuple[Tensor, Tensor]:
     """The original adversarial loss: is this picture real?
 
     Args:
@@ -21,12 +25,13 @@ def standard(real, fake):
     return ops.softplus(-fake), ops.softplus(-real) + ops.softplus(fake)
 
 
-def log_sigmoid(t):
+def log_sigmoid(t: Tensor) -> Tensor:
     """f(t) = -log(1 + exp(-t)), the concave function of `relativistic` by default."""
     return -ops.softplus(-t)
 
 
-def relativistic(real, fake, f=log_sigmoid):
+def relativistic(real: Tensor, fake: Tensor,
+                 f: Callable[[Tensor], Tensor] = log_sigmoid) -> tuple[Tensor, Tensor]:
     """The relativistic paired loss: is this picture more real than its counterpart?
 
     Args:

@@ -3,7 +3,7 @@
 import keras
 from keras import ops
 
-from superres.layers.base import Configured
+from superres.layers.base import Configured, Tensor
 
 
 @keras.saving.register_keras_serializable(package="superres")
@@ -19,9 +19,9 @@ class Charbonnier(Configured, keras.losses.Loss):
     Super-Resolution", CVPR 2017, equation 2.
     """
 
-    def __init__(self, epsilon=1e-3, name="charbonnier", **kwargs):
+    def __init__(self, epsilon: float = 1e-3, name: str = "charbonnier", **kwargs) -> None:
         super().__init__(name=name, **kwargs)
         self.epsilon = epsilon
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         return ops.mean(ops.sqrt(ops.square(y_true - y_pred) + self.epsilon**2), axis=(1, 2, 3))

@@ -1,12 +1,16 @@
 """How well samples spread around the truth."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import keras
 from keras import ops
 
+from superres.layers.base import Tensor
 from superres.losses.perceptual import to_vgg, vgg
 
 
-def energy_score(hr, one, other):
+def energy_score(hr: Tensor, one: Tensor, other: Tensor) -> Tensor:
     """(|one - HR| + |other - HR| - |one - other|) / 2, averaged over a picture: the smaller the better.
 
     |.| is the root mean square over channels. The score of a distribution by two samples of
@@ -46,11 +50,12 @@ class PerceptualEnergy:
         InputError: for an unknown layer, or weights that are missing or do not fit.
     """
 
-    def __init__(self, weights="imagenet", layers=("block1_conv2", "block2_conv2", "block3_conv1")):
+    def __init__(self, weights: Path | str = "imagenet",
+                 layers: Sequence[str] = ("block1_conv2", "block2_conv2", "block3_conv1")) -> None:
         deepest = vgg(layers[-1], weights)
         self.features = keras.Model(deepest.input, [deepest.get_layer(name).output for name in layers])
 
-    def __call__(self, hr, one, other):
+    def __call__(self, hr: Tensor, one: Tensor, other: Tensor) -> Tensor:
         pictures = [self.features(to_vgg(picture)) for picture in (hr, one, other)]
         return sum(energy_score(*of_layer) / ops.mean(of_layer[0], axis=(1, 2, 3))
                    for of_layer in zip(*pictures, strict=True)) / len(pictures[0])

@@ -4,7 +4,7 @@ import keras
 from keras import ops
 
 from superres.layers import BicubicDownsampling2D
-from superres.layers.base import Configured
+from superres.layers.base import Configured, Tensor
 
 
 @keras.saving.register_keras_serializable(package="superres")
@@ -17,10 +17,10 @@ class Fidelity(Configured, keras.losses.Loss):
         scale: SR's size over LR's.
     """
 
-    def __init__(self, scale, name="fidelity", **kwargs):
+    def __init__(self, scale: int, name: str = "fidelity", **kwargs) -> None:
         super().__init__(name=name, **kwargs)
         self.scale = scale
         self.downsample = BicubicDownsampling2D(scale)
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         return ops.mean(ops.abs(y_true - self.downsample(y_pred)), axis=(1, 2, 3))

@@ -2,8 +2,10 @@
 
 from keras import ops
 
+from superres.layers.base import Tensor
 
-def gradient_penalty(gradient):
+
+def gradient_penalty(gradient: Tensor) -> Tensor:
     """Half the squared norm of a logit's gradient, summed over the picture.
 
     On HR pictures it is called R1, on SR pictures R2. It holds the discriminator flat where

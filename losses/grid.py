@@ -2,8 +2,10 @@
 
 from keras import ops
 
+from superres.layers.base import Tensor
 
-def grid(hr, sr, scale):
+
+def grid(hr: Tensor, sr: Tensor, scale: int) -> Tensor:
     """Mean |difference| between HR and SR in what the pixels of each phase have on average.
 
     A picture's pixels fall into scale x scale phases, by their place within an LR pixel. Every phase

@@ -4,8 +4,10 @@ import math
 
 from keras import ops
 
+from superres.layers.base import Tensor
 
-def cross_entropy(picture, logits):
+
+def cross_entropy(picture: Tensor, logits: Tensor) -> Tensor:
     """-log p of each sub-pixel, in nats, averaged over everything.
 
     Args:
@@ -17,6 +19,6 @@ def cross_entropy(picture, logits):
     return ops.mean(ops.sparse_categorical_crossentropy(levels, logits, from_logits=True))
 
 
-def bits_per_dimension(picture, logits):
+def bits_per_dimension(picture: Tensor, logits: Tensor) -> Tensor:
     """`cross_entropy` in bits: bits per sub-pixel."""
     return cross_entropy(picture, logits) / math.log(2)

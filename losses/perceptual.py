@@ -1,13 +1,14 @@
 """Perceptual loss: distance between features of VGG19 or VGG16."""
 
 from pathlib import Path
+from typing import Literal
 
 import keras
 import numpy as np
 from keras import ops
 
 from superres.errors import InputError
-from superres.layers.base import Configured
+from superres.layers.base import Configured, Tensor
 
 # Convolutions of each block, with so many filters; a pooling layer follows each block.
 _NETWORKS = {"VGG19": (2, 2, 4, 4, 4), "VGG16": (2, 2, 3, 3, 3)}
@@ -58,8 +59,9 @@ class Perceptual(Configured, keras.losses.Loss):
     Super-Resolution", ECCV 2016; Ledig et al., CVPR 2017, equation 5 and section 3.2.
     """
 
-    def __init__(self, layer="block2_conv2", weights="imagenet", scale="paper", activated=True,
-                 name="perceptual", **kwargs):
+    def __init__(self, layer: str = "block2_conv2", weights: str = "imagenet",
+                 scale: float | Literal["paper", "relative"] = "paper", activated: bool = True,
+                 name: str = "perceptual", **kwargs) -> None:
         super().__init__(name=name, **kwargs)
         self.layer, self.weights, self.scale, self.activated = layer, weights, scale, activated
         self.features = vgg(layer, weights, activated)
@@ -67,7 +69,7 @@ class Perceptual(Configured, keras.losses.Loss):
         if scale == "paper":
             self.factor = _size(self.features, layer, weights) / 12.75
 
-    def call(self, y_true, y_pred):
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         true, predicted = (self.features(to_vgg(picture)) for picture in (y_true, y_pred))
         error = ops.mean(ops.square(true - predicted), axis=(1, 2, 3))
         if self.scale == "relative":
@@ -75,7 +77,7 @@ class Perceptual(Configured, keras.losses.Loss):
         return error * self.factor**2
 
 
-def vgg(layer, weights="imagenet", activated=True):
+def vgg(layer: str, weights: Path | str = "imagenet", activated: bool = True) -> keras.Model:
     """VGG up to a convolution, frozen: (B, H, W, 3) in VGG's range -> its features.
 
     It is VGG16 where `weights` is an archive of VGG16's, otherwise VGG19.
@@ -166,7 +168,7 @@ def _from_npz(path, kind, names):
     return arrays
 
 
-def to_vgg(picture):
+def to_vgg(picture: Tensor) -> Tensor:
     """Pictures in [0, 1], of one channel or three, in VGG's range."""
     if picture.shape[-1] == 1:
         picture = ops.repeat(picture, 3, axis=-1)

@@ -2,8 +2,10 @@
 
 from keras import ops
 
+from superres.layers.base import Tensor
 
-def total_variation(picture):
+
+def total_variation(picture: Tensor) -> Tensor:
     """Mean absolute difference between neighbouring pixels: (B, H, W, C) -> (B,).
 
     Rows and columns are averaged each by themselves, then added. A picture of one row or

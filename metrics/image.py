@@ -9,7 +9,7 @@ from superres.datasets.degradations import imresize
 from superres.datasets.pictures import to_uint8
 
 
-def psnr(reference, picture, border=0):
+def psnr(reference: np.ndarray, picture: np.ndarray, border: int = 0) -> float:
     """Peak signal-to-noise ratio in dB of one picture, (H, W, C) in [0, 1] or uint8.
 
     The squared error is averaged over pixels and channels together, in float64: in
@@ -24,7 +24,7 @@ def psnr(reference, picture, border=0):
     return float("inf") if error == 0 else float(-10 * np.log10(error))
 
 
-def finite_psnr(reference, picture, border=0):
+def finite_psnr(reference: np.ndarray, picture: np.ndarray, border: int = 0) -> float:
     """`psnr`, but at most what 8 bits can tell: that of one value in the whole picture one level off.
 
     That is 10 log10(255^2 N) for N values, 97 dB for 256 x 256 grey. Means over pictures are
@@ -34,7 +34,7 @@ def finite_psnr(reference, picture, border=0):
     return min(psnr(reference, picture, border), float(10 * np.log10(255**2 * values)))
 
 
-def ssim(reference, picture, border=0):
+def ssim(reference: np.ndarray, picture: np.ndarray, border: int = 0) -> float:
     """Structural similarity of one picture, (H, W, C) in [0, 1] or uint8.
 
     Gaussian window of 11 x 11 with sigma 1.5, K1 = 0.01, K2 = 0.03, population
@@ -55,7 +55,7 @@ def ssim(reference, picture, border=0):
     )
 
 
-def ms_ssim(reference, picture):
+def ms_ssim(reference: np.ndarray, picture: np.ndarray) -> float:
     """Multi-scale structural similarity of one picture, (H, W, C) in [0, 1] or uint8.
 
     Wang's five scales with a window of 11 need 161 pixels. This definition exists from
@@ -108,7 +108,7 @@ def _halved(x):
     return x.reshape(x.shape[0] // 2, 2, x.shape[1] // 2, 2, -1).mean((1, 3))
 
 
-def consistency(lr, sr):
+def consistency(lr: np.ndarray, sr: np.ndarray) -> float:
     """Mean squared error between LR and SR shrunk to it by MATLAB's bicubic, both in [0, 1].
 
     Source: Saharia et al., "Image Super-Resolution via Iterative Refinement", 2021,
@@ -118,7 +118,7 @@ def consistency(lr, sr):
     return float(np.mean(np.square(imresize(sr, lr.shape[0] / sr.shape[0]) - lr)))
 
 
-def diversity(samples):
+def diversity(samples: np.ndarray) -> float:
     """How much samples of one picture differ, (K, H, W, C): mean |a - b| over pairs, of 255 levels.
 
     One sample alone gives zero.
@@ -130,7 +130,7 @@ def diversity(samples):
     return float(np.tensordot(weights, levels, 1).mean() / max(1, count * (count - 1) / 2))
 
 
-def lr_psnr(hr, sr, scale):
+def lr_psnr(hr: np.ndarray, sr: np.ndarray, scale: int) -> float:
     """PSNR in dB between SR and HR, each rounded to 8 bits and shrunk by MATLAB's bicubic.
 
     How faithful SR is to the picture it was made from; infinite if to the last bit.
@@ -144,7 +144,7 @@ def _shrunk(hr, sr, scale):
     return [imresize(to_uint8(picture), 1 / scale) for picture in (hr, sr)]
 
 
-def colour_error(hr, sr):
+def colour_error(hr: np.ndarray, sr: np.ndarray) -> float:
     """Mean |HR - SR| in smooth regions, after a blur, of 255 levels: what the eye sees as another colour.
 
     Smooth is the quarter of the pixels where HR's luminance varies least within 9 x 9. The
@@ -157,7 +157,7 @@ def colour_error(hr, sr):
     return float(255 * difference[variance <= np.quantile(variance, 0.25)].mean())
 
 
-def quality(hr, sr, scale):
+def quality(hr: np.ndarray, sr: np.ndarray, scale: int) -> dict[str, float]:
     """PSNR, SSIM, LR-PSNR and colour error of one 8-bit pair, as `evaluate.py` reports them.
 
     All are finite: see `finite_psnr`.

@@ -24,11 +24,11 @@ _MEAN_BGR = np.array((104, 117, 123), "float32")
 class _FeatureDistance:
     """Squared differences of features scaled to unit length, which `_differences` yields by layer."""
 
-    def __call__(self, reference, picture):
+    def __call__(self, reference: np.ndarray, picture: np.ndarray) -> float:
         """The distance of two pictures, (H, W, 3) in [0, 1] or uint8."""
         return float(sum(difference.mean() for difference in self._differences(reference, picture)))
 
-    def map(self, reference, picture):
+    def map(self, reference: np.ndarray, picture: np.ndarray) -> np.ndarray:
         """Where they differ, (H, W): the layers' differences, resized bilinearly and added up."""
         enlarged = [max(n, SMALLEST) for n in reference.shape[:2]]
         total = sum(resize(difference, enlarged, order=1, mode="edge")
@@ -54,7 +54,7 @@ class SqueezeNetDistance(_FeatureDistance):
     Effectiveness of Deep Features as a Perceptual Metric", CVPR 2018, equation 1.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: Path | str) -> None:
         self.features = _squeezenet()
         _load_squeezenet(self.features, path)
 
@@ -79,7 +79,7 @@ class LPIPS(_FeatureDistance):
     Metric", CVPR 2018.
     """
 
-    def __init__(self, path):
+    def __init__(self, path: Path | str) -> None:
         for package in ("torch", "lpips"):
             if not find_spec(package):
                 raise InputError(f"--lpips: needs the package {package}; pip install torch lpips")
@@ -131,7 +131,7 @@ class LPIPS(_FeatureDistance):
         return features
 
 
-def diversity_score(maps):
+def diversity_score(maps: np.ndarray | list[np.ndarray]) -> float:
     """How much of the way to the truth samples of one picture go by differing: S, in percent.
 
     100 (G - L) / G, where G is the smallest of the samples' mean distances from HR, and L the

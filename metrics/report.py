@@ -1,13 +1,16 @@
 """Measuring networks of any size: on pictures, beside bicubic interpolation, as a table and a figure."""
 
 import time
+from collections.abc import Callable, Iterable, Mapping
 
 import numpy as np
+from matplotlib.figure import Figure
 
-from superres.datasets.degradations import imresize
+from superres.datasets.degradations import Triple, imresize
 from superres.datasets.pictures import to_uint8
 from superres.metrics.image import quality
 from superres.metrics.perceptual import diversity_score
+from superres.models.upscaler import Upscaler
 
 # Heading and format of every measure, as far as it is measured.
 COLUMNS = {"psnr_y": ("PSNR-Y", ".2f"), "ssim_y": ("SSIM-Y", ".4f"), "psnr_rgb": ("PSNR-RGB", ".2f"),
@@ -17,7 +20,9 @@ COLUMNS = {"psnr_y": ("PSNR-Y", ".2f"), "ssim_y": ("SSIM-Y", ".4f"), "psnr_rgb":
            "diversity_score": ("diversity", ".2f")}
 
 
-def evaluate(network, pairs, distances=None, samples=None, **options):
+def evaluate(network: Upscaler, pairs: Iterable[Triple],
+             distances: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] | None = None,
+             samples: int | None = None, **options) -> dict:
     """Measure an `Upscaler` of images of any size on (name, lr, hr) triples, uint8.
 
     Args:
@@ -71,7 +76,7 @@ def evaluate(network, pairs, distances=None, samples=None, **options):
             "pictures": pictures}
 
 
-def average(rows, drawn=False):
+def average(rows: list[dict[str, float]], drawn: bool = False) -> dict[str, float]:
     """Means of dicts of finite measures; of drawn ones also the worst LR-PSNR and that of the mean error."""
     result = {key: float(np.mean([row[key] for row in rows])) for key in rows[0]}
     if drawn:
@@ -82,7 +87,7 @@ def average(rows, drawn=False):
     return result
 
 
-def table(result):
+def table(result: dict) -> str:
     """The result as text, one line a picture and method."""
     columns = {key: column for key, column in COLUMNS.items() if key in result["bicubic"]}
     widths = {key: max(9, len(heading) + 2) for key, (heading, _) in columns.items()}
@@ -98,7 +103,7 @@ def table(result):
     return "\n".join(lines)
 
 
-def figure(network, pairs, size=96, **options):
+def figure(network: Upscaler, pairs: list[Triple], size: int = 96, **options) -> Figure:
     """Crops of LR, bicubic, SR and HR side by side, up to eight pictures: a matplotlib figure."""
     import matplotlib.pyplot as plt
 
@@ -125,7 +130,7 @@ def figure(network, pairs, size=96, **options):
     return sheet
 
 
-def busiest(lr, crop):
+def busiest(lr: np.ndarray, crop: int) -> tuple[int, int]:
     """Top-left corner of the square of `crop` LR pixels with the strongest edges."""
     grey = np.pad(lr.mean(-1), 1, "edge")
     edges = np.hypot(grey[2:, 1:-1] - grey[:-2, 1:-1], grey[1:-1, 2:] - grey[1:-1, :-2])

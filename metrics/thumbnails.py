@@ -5,13 +5,15 @@ import numpy as np
 from superres.datasets.corners import corner_count
 from superres.datasets.degradations import imresize
 from superres.datasets.pictures import contact_sheet, to_float
+from superres.datasets.thumbnails import Thumbnails
 from superres.losses import bits_per_dimension
 from superres.metrics.image import consistency, diversity, finite_psnr, ms_ssim, ssim
 from superres.models.pixel_recursive import is_conditioned
 from superres.models.sampler import networks_of
+from superres.models.upscaler import ThumbnailUpscaler
 
 
-def likelihood(network, pictures, batch=50):
+def likelihood(network: ThumbnailUpscaler, pictures: Thumbnails, batch: int = 50) -> dict[str, float]:
     """How probable a network finds `Thumbnails`.
 
     Returns:
@@ -38,7 +40,7 @@ def likelihood(network, pictures, batch=50):
     return {key: value / len(pictures) for key, value in sums.items()}
 
 
-def sample_quality(pictures, drawn):
+def sample_quality(pictures: Thumbnails, drawn: np.ndarray) -> dict[str, float]:
     """Means of the measures over samples (K, N, H, W, C) uint8 of N `Thumbnails`.
 
     Returns:
@@ -64,13 +66,15 @@ def sample_quality(pictures, drawn):
     return result
 
 
-def nearest_neighbours(pictures, known):
+def nearest_neighbours(pictures: Thumbnails, known: Thumbnails) -> np.ndarray:
     """For each of `pictures`, the HR of the known picture whose LR is most alike: the paper's baseline."""
     alike = [np.square(known.lr.astype("float32") - lr).sum((1, 2, 3)).argmin() for lr in pictures.lr]
     return known.hr[alike]
 
 
-def evaluate_thumbnails(network, pictures, known=None, samples=None, temperature=None, seed=None):
+def evaluate_thumbnails(network: ThumbnailUpscaler, pictures: Thumbnails, known: Thumbnails | None = None,
+                        samples: int | None = None, temperature: float | None = None,
+                        seed: int | None = None) -> tuple[dict, dict[str, np.ndarray]]:
     """Measure a `ThumbnailUpscaler` on `Thumbnails`.
 
     Args:
@@ -92,7 +96,7 @@ def evaluate_thumbnails(network, pictures, known=None, samples=None, temperature
     return {"likelihood": likelihood(network, pictures), "methods": methods}, drawn
 
 
-def thumbnail_table(result):
+def thumbnail_table(result: dict) -> str:
     """The result of `evaluate_thumbnails` as text."""
     names = {"bits": "A + B", "bits_a": "A", "bits_b": "B"}
     scores = result["likelihood"]
@@ -107,7 +111,8 @@ def thumbnail_table(result):
     return "\n".join(lines)
 
 
-def thumbnail_sheet(pictures, drawn, count=12, zoom=3):
+def thumbnail_sheet(pictures: Thumbnails, drawn: dict[str, np.ndarray], count: int = 12,
+                    zoom: int = 3) -> np.ndarray:
     """A row for each picture: LR, every method's pictures, HR. (H, W, 3) uint8."""
     rows = []
     for i in range(min(count, len(pictures))):

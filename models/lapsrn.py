@@ -1,5 +1,8 @@
 """LapSRN with sub-pixel convolution: a Laplacian pyramid of residual networks."""
 
+from collections.abc import Sequence
+from typing import Literal
+
 import numpy as np
 from keras import layers
 
@@ -11,18 +14,18 @@ SCALES = (2, 4, 8)
 
 
 def lapsrn(
-    scale,
-    channels=1,
-    filters=64,
-    depth=10,
-    slope=0.02,
-    skip_every=0,
-    chain="features",
-    image_branch="bicubic",
-    residual="direct",
-    initial="interpolation",
-    name=None,
-):
+    scale: Literal[2, 4, 8],
+    channels: Literal[1, 3] = 1,
+    filters: int = 64,
+    depth: int | Sequence[int] = 10,
+    slope: float = 0.02,
+    skip_every: int = 0,
+    chain: Literal["features", "image"] = "features",
+    image_branch: Literal["bicubic", "subpixel"] = "bicubic",
+    residual: Literal["direct", "features"] = "direct",
+    initial: Literal["interpolation", "glorot"] = "interpolation",
+    name: str | None = None,
+) -> Upscaler:
     """Build LapSRN: (B, H, W, channels) in [0, 1] -> one picture for each level.
 
     Level i puts out (B, 2^i H, 2^i W, channels); the last is the super-resolved
@@ -118,7 +121,7 @@ def lapsrn(
     return Upscaler(inputs, outputs, name=name or f"lapsrn_x{scale}")
 
 
-def direct_residual(up, residual):
+def direct_residual(up: list[np.ndarray], residual: list[np.ndarray]) -> list[np.ndarray]:
     """Weights of the `"direct"` residual layer that equals two layers of `"features"`.
 
     Args:

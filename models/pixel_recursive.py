@@ -14,6 +14,7 @@ gates van den Oord et al., "Conditional Image Generation with PixelCNN Decoders"
 """
 
 from itertools import zip_longest
+from typing import Literal
 
 import keras
 from keras import layers
@@ -26,22 +27,22 @@ NORMS = ("batch", "spade", "batch+lr")
 
 
 def conditioning_network(
-    size=8,
-    scale=4,
-    channels=3,
-    filters=32,
-    blocks=6,
-    norm="batch",
-    hidden=128,
-    spectral=True,
-    slope=0.2,
-    transpose_kernel=3,
-    head="softmax",
-    levels=256,
-    features=False,
-    initializer="glorot_uniform",
-    name="conditioning",
-):
+    size: int | None = 8,
+    scale: Literal[2, 4, 8] = 4,
+    channels: Literal[1, 3] = 3,
+    filters: int = 32,
+    blocks: int = 6,
+    norm: Literal["batch", "spade", "batch+lr"] = "batch",
+    hidden: int = 128,
+    spectral: bool = True,
+    slope: float = 0.2,
+    transpose_kernel: int = 3,
+    head: Literal["softmax", "gaussian"] = "softmax",
+    levels: int = 256,
+    features: bool = False,
+    initializer: str | keras.initializers.Initializer = "glorot_uniform",
+    name: str = "conditioning",
+) -> keras.Model:
     """Build A: LR (B, size, size, channels) in [0, 1] -> (B, HR, HR, channels, levels) logits.
 
     `blocks` residual blocks at every resolution from LR's on, with a transposed
@@ -120,17 +121,17 @@ def conditioning_network(
 
 
 def prior_network(
-    size=32,
-    channels=3,
-    filters=32,
-    blocks=20,
-    kernel_size=5,
-    head=1024,
-    levels=256,
-    condition=0,
-    initializer="glorot_uniform",
-    name="prior",
-):
+    size: int = 32,
+    channels: Literal[1, 3] = 3,
+    filters: int = 32,
+    blocks: int = 20,
+    kernel_size: int = 5,
+    head: int = 1024,
+    levels: int = 256,
+    condition: int = 0,
+    initializer: str | keras.initializers.Initializer = "glorot_uniform",
+    name: str = "prior",
+) -> keras.Model:
     """Build B: HR (B, size, size, channels) in [0, 1] -> (B, size, size, channels, levels) logits.
 
     The logits of a sub-pixel depend on the sub-pixels before it. A first block sees 7x7
@@ -170,7 +171,7 @@ def prior_network(
     return keras.Model([hr, *s] if s else hr, logits, name=name)
 
 
-def pixel_recursive(conditioning, prior):
+def pixel_recursive(conditioning: keras.Model, prior: keras.Model) -> ThumbnailUpscaler:
     """Build the whole: [LR, HR] -> [A's logits, B's logits], whose sum are the model's.
 
     Args:
@@ -195,6 +196,6 @@ def pixel_recursive(conditioning, prior):
     return ThumbnailUpscaler([lr, hr], [logits, prior([hr, features])], name="pixel_recursive")
 
 
-def is_conditioned(prior):
+def is_conditioned(prior: keras.Model) -> bool:
     """Whether a prior network has conditioned gates: what it puts out then depends on LR too."""
     return len(prior.inputs) == 2

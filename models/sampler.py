@@ -17,12 +17,13 @@ from keras import ops
 from superres.datasets.pictures import to_float
 from superres.errors import InputError
 from superres.layers import GatedPixelCNNBlock
+from superres.layers.base import Tensor
 from superres.layers.masked_conv import colour_groups
 
 GREEDY = 1e6  # what an infinite temperature is taken for
 
 
-def draw(logits, noise, temperature):
+def draw(logits: Tensor, noise: Tensor, temperature: Tensor) -> Tensor:
     """Draw levels from softmax(temperature * logits) by inverting its distribution function.
 
     Args:
@@ -47,12 +48,12 @@ def draw(logits, noise, temperature):
     return ops.sum(ops.cast(below <= threshold, "int32"), -1)
 
 
-def draws(network):
+def draws(network: keras.Model) -> bool:
     """Whether a network's pictures are drawn: its outputs are logits."""
     return len(network.outputs[0].shape) == 5
 
 
-def networks_of(network):
+def networks_of(network: keras.Model) -> tuple[keras.Model, keras.Model | None]:
     """(conditioning network, prior network or None) of a `pixel_recursive` model, however they are called.
 
     Raises:
@@ -73,11 +74,11 @@ class NaiveSampler(keras.Model):
     [lr, noise, temperature] -> (B, H, W, C) int32 levels, as `Sampler`.
     """
 
-    def __init__(self, network):
+    def __init__(self, network: keras.Model) -> None:
         super().__init__(dtype="float32")
         self.network = network
 
-    def call(self, inputs):
+    def call(self, inputs: list[Tensor]) -> Tensor:
         lr, noise, temperature = inputs
         _, height, width, channels = noise.shape
         top = self.network.output_shape[0][-1] - 1
@@ -111,7 +112,7 @@ class Sampler(keras.Model):
         (4, 10, 32, 32, 3)
     """
 
-    def __init__(self, network, jit_compile=True):
+    def __init__(self, network: keras.Model, jit_compile: bool = True) -> None:
         super().__init__(dtype="float32")  # noise would lose its bits in mixed precision
         self.network = network
         self.conditioning, self.prior = networks_of(network)
@@ -120,7 +121,8 @@ class Sampler(keras.Model):
         self.levels = network.outputs[0].shape[-1] if draws(network) else 256
         self.compile(jit_compile=jit_compile)
 
-    def sample(self, lr, temperature=1.0, seed=0, samples=1, batch=32):
+    def sample(self, lr: np.ndarray, temperature: float = 1.0, seed: int = 0, samples: int = 1,
+               batch: int = 32) -> np.ndarray:
         """Draw `samples` pictures for each LR picture.
 
         Args:
@@ -146,7 +148,7 @@ class Sampler(keras.Model):
         pictures = np.stack(drawn[: len(jobs)]) * (255 / (self.levels - 1))
         return np.round(pictures).astype("uint8").reshape(samples, len(lr), *size)
 
-    def call(self, inputs):
+    def call(self, inputs: list[Tensor]) -> Tensor:
         lr, noise, temperature = inputs
         _, height, width, channels = noise.shape
         batch = ops.shape(noise)[0]
@@ -220,7 +222,7 @@ class Sampler(keras.Model):
         return pick
 
 
-def written(array, index, values):
+def written(array: Tensor, index: Tensor, values: Tensor) -> Tensor:
     """A copy of the array with `array[index] = values`."""
     here = ops.equal(np.arange(array.shape[0]).reshape(-1, *[1] * (len(array.shape) - 1)), index)
     return ops.where(here, values[None], array)

@@ -5,6 +5,8 @@ Adversarial Network", CVPR 2017, figure 4 (the paper); the report "Image Super-R
 using Generative Adversarial Networks", section 3 (the report).
 """
 
+from typing import Literal
+
 import keras
 import numpy as np
 from keras import layers
@@ -16,7 +18,8 @@ from superres.models.upscaler import Upscaler
 SCALES = (2, 4, 8)
 
 
-def generator(scale=4, blocks=5, filters=64, prelu="scalar", name=None):
+def generator(scale: Literal[2, 4, 8] = 4, blocks: int = 5, filters: int = 64,
+              prelu: Literal["scalar", "channel"] = "scalar", name: str | None = None) -> Upscaler:
     """Build the generator: (B, H, W, 3) in [0, 1] -> (B, sH, sW, 3) in [0, 1].
 
     Args:
@@ -66,7 +69,7 @@ def generator(scale=4, blocks=5, filters=64, prelu="scalar", name=None):
     return Upscaler(lr, sr, name=name or f"srgan_x{scale}")
 
 
-def start_as_interpolation(network):
+def start_as_interpolation(network: Upscaler) -> None:
     """Give a new generator weights that make it upscale bilinearly, up to tanh's curve.
 
     Three feature maps carry the colours and three their negatives, which PReLUs pass on
@@ -101,7 +104,8 @@ def start_as_interpolation(network):
             layer.set_weights([kernel, bias])
 
 
-def discriminator(filters=64, size=None, norm="batch", name="discriminator"):
+def discriminator(filters: int = 64, size: int | None = None, norm: Literal["batch", "spectral"] = "batch",
+                  name: str = "discriminator") -> keras.Model:
     """Build the discriminator: (B, H, W, 3) in [0, 1] -> logits (B, 1); positive means real.
 
     Args:

@@ -4,6 +4,9 @@ Source: the report "Explicit MAP Optimization for Photo-Realistic Super Resoluti
 networks are reproduced to the parameter.
 """
 
+from collections.abc import Sequence
+from typing import Literal
+
 import keras
 from keras import layers
 
@@ -35,8 +38,10 @@ SIZES = {
 }
 
 
-def generator(scale=4, stem=256, widths=(512, 256, 128), blocks=(16, 16, 16, 16), compression=4, noise=True,
-              initial_noise=0.0, noise_cells=(1,), consistent=False, name=None):
+def generator(scale: Literal[2, 4] = 4, stem: int = 256, widths: Sequence[int] = (512, 256, 128),
+              blocks: Sequence[int] = (16, 16, 16, 16), compression: int = 4, noise: bool = True,
+              initial_noise: float = 0.0, noise_cells: Sequence[int] = (1,), consistent: bool = False,
+              name: str | None = None) -> Upscaler:
     """Build the generator: LR (B, H, W, 3) in [0, 1] -> SR (B, sH, sW, 3).
 
     With noise it takes a list of four inputs: `lr`, `seed` (B,) int32, `temperature`
@@ -116,13 +121,14 @@ def generator(scale=4, stem=256, widths=(512, 256, 128), blocks=(16, 16, 16, 16)
     return NoisyUpscaler([lr, *extra], sr, name=name) if noise else Upscaler(lr, sr, name=name)
 
 
-def crop_of(widths=CRITIC_WIDTHS):
+def crop_of(widths: Sequence[int] = CRITIC_WIDTHS) -> int:
     """The height and width of HR that a `discriminator` of these widths takes."""
     return 3 * 2 ** len(widths)
 
 
-def discriminator(stem=256, widths=CRITIC_WIDTHS, blocks=(1, 1, 2, 2, 2, 1), compression=4,
-                  name="discriminator"):
+def discriminator(stem: int = 256, widths: Sequence[int] = CRITIC_WIDTHS,
+                  blocks: Sequence[int] = (1, 1, 2, 2, 2, 1), compression: int = 4,
+                  name: str = "discriminator") -> keras.Model:
     """Build the discriminator: (B, S, S, 3) in [0, 1] -> logits (B, 1); positive means real.
 
     S is `crop_of(widths)`: 192 for the report's six stages.

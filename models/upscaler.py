@@ -9,7 +9,9 @@ Keras models, and a `.keras` file keeps the kind.
 """
 
 import functools
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Literal, TypeVar, overload
 
 import keras
 import numpy as np
@@ -18,14 +20,18 @@ from PIL import Image
 from superres.datasets.color import grey_to_y, rgb_to_ycbcr, y_to_grey, ycbcr_to_rgb
 from superres.datasets.degradations import imresize
 from superres.datasets.pictures import Picture, as_image, decoded, fill_invisible, to_float, to_uint8
-from superres.datasets.thumbnails import thumbnail
+from superres.datasets.thumbnails import Crop, thumbnail
 from superres.errors import InputError
 from superres.layers import ConsistentPicture  # and registers all layers that saved networks hold
+from superres.layers.base import Tensor
 from superres.models.sampler import Sampler, draws
 
 # Smaller images are continued symmetrically, by so many pixels, before they enter a network.
 SMALLEST = 8
 WEIGHTS = Path(__file__).parents[1] / "weights"
+
+# What is upscaled; SR is of the same kind.
+AnyImage = TypeVar("AnyImage", np.ndarray, Image.Image, Picture)
 
 
 @keras.saving.register_keras_serializable(package="superres")
@@ -54,7 +60,7 @@ class Upscaler(keras.Model):
     _reach = None
 
     @functools.cached_property
-    def scale(self):
+    def scale(self) -> int:
         if self.lr_size:
             return self.outputs[-1].shape[1] // self.lr_size
         shapes = [(1, 16, 16, self.channels), *((1, *tensor.shape[1:]) for tensor in self.inputs[1:])]
@@ -62,12 +68,18 @@ class Upscaler(keras.Model):
         return (shape[-1] if isinstance(shape, list) else shape)[1] // 16
 
     @property
-    def lr_size(self):
+    def lr_size(self) -> int | None:
         return self.inputs[0].shape[1]
 
     @property
-    def channels(self):
+    def channels(self) -> Literal[1, 3]:
         return self.inputs[0].shape[-1]
+
+    @overload
+    def upscale(self, image: AnyImage, samples: None = None, **options) -> AnyImage: ...
+
+    @overload
+    def upscale(self, image: AnyImage, samples: int, **options) -> list[AnyImage]: ...
 
     def upscale(self, image, samples=None, **options):
         """Upscale one image.
@@ -88,8 +100,9 @@ class Upscaler(keras.Model):
         drawn = self.draw(image, samples, **options)
         return next(drawn) if samples is None else list(drawn)
 
-    def draw(self, image, samples=None, *, temperature=None, seed=None, tile=None, ensemble=False, crop=None,
-             progress=None):
+    def draw(self, image: AnyImage, samples: int | None = None, *, temperature: float | None = None,
+             seed: int | None = None, tile: int | None = None, ensemble: bool = False,
+             crop: Crop | None = None, progress: Callable[[int], object] | None = None) -> Iterator[AnyImage]:
         """`upscale` as an iterator over the samples, so that no two need be kept.
 
         Args:
@@ -116,7 +129,8 @@ class Upscaler(keras.Model):
             picture, 1 if samples is None else samples, 1.0 if temperature is None else temperature,
             seed or 0, tile, ensemble, crop or "centre", progress or (lambda pixels: None)))
 
-    def check(self, samples=None, temperature=None, seed=None, tile=None, ensemble=False, crop=None):
+    def check(self, samples: int | None = None, temperature: float | None = None, seed: int | None = None,
+              tile: int | None = None, ensemble: bool = False, crop: Crop | None = None) -> None:
         """Raise InputError for options of `draw` that the network does not take, or that nothing can be."""
         self.refuse("that draw samples", samples=samples, temperature=temperature, seed=seed)
         self.refuse("of any size", tile=tile)
@@ -130,7 +144,7 @@ class Upscaler(keras.Model):
         if seed is not None and (seed < 0 or seed + (samples or 1) > 2**31):
             raise InputError(f"seed: must be 0 or more and below 2^31, not {seed}")
 
-    def refuse(self, kind, **options):
+    def refuse(self, kind: str, **options) -> None:
         """Raise InputError where an option is given that only networks of another kind take.
 
         Args:
@@ -147,7 +161,7 @@ class Upscaler(keras.Model):
                 name = name.replace("_", "-")
                 raise InputError(f"{name}: only for networks {kind}, and {self.name} is none")
 
-    def feed(self, lr, temperature, seed, origin):
+    def feed(self, lr: Tensor, temperature: Tensor, seed: Tensor, origin: Tensor) -> Tensor | list[Tensor]:
         """What the network is called with for a batch of LR (B, H, W, C), arrays or tensors.
 
         Args:
@@ -223,7 +237,7 @@ class Upscaler(keras.Model):
             total = total + np.rot90(sr[:, ::-1] if flip else sr, -turns)
         return total / 8
 
-    def reach(self):
+    def reach(self) -> int:
         """How many LR pixels away an LR pixel can still change SR.
 
         Found by trying, along the rows and along the columns of a strip: one pixel is changed
@@ -265,12 +279,13 @@ class NoisyUpscaler(Upscaler):
 
     draws_samples = True
 
-    def check(self, samples=None, temperature=None, seed=None, tile=None, ensemble=False, crop=None):
+    def check(self, samples: int | None = None, temperature: float | None = None, seed: int | None = None,
+              tile: int | None = None, ensemble: bool = False, crop: Crop | None = None) -> None:
         super().check(samples, temperature, seed, tile, ensemble, crop)
         if temperature is not None and np.isinf(temperature):
             raise InputError("temperature: must be finite, noise is multiplied by it")
 
-    def feed(self, lr, temperature, seed, origin):
+    def feed(self, lr: Tensor, temperature: Tensor, seed: Tensor, origin: Tensor) -> list[Tensor]:
         return [lr, seed, temperature, origin]
 
 
@@ -285,10 +300,10 @@ class ThumbnailUpscaler(Upscaler):
     _sample = None
 
     @property
-    def draws_samples(self):
+    def draws_samples(self) -> bool:
         return draws(self)
 
-    def sample(self, lr, temperature=1.0, seed=0, samples=1):
+    def sample(self, lr: np.ndarray, temperature: float = 1.0, seed: int = 0, samples: int = 1) -> np.ndarray:
         """`Sampler.sample`, by a sampler that is compiled once: of LR (N, h, w, C), (samples, N, H, W, C)."""
         # Not the sampler itself: what is a layer and an attribute, Keras would save with the network.
         self._sample = self._sample or Sampler(self).sample
@@ -300,7 +315,7 @@ class ThumbnailUpscaler(Upscaler):
             yield Picture(sr if picture.pixels.dtype == np.uint8 else to_float(sr))
 
 
-def upscaler(network):
+def upscaler(network: keras.Model) -> Upscaler:
     """A functional Keras model from LR to SR as the `Upscaler` of its kind; the weights are shared.
 
     The kind is told by the inputs: those of `layers.NoiseInjection` beside LR, LR of one size,
@@ -326,7 +341,7 @@ def upscaler(network):
     return kind(network.inputs, network.outputs, name=network.name)
 
 
-def load(path, precision="float32"):
+def load(path: Path | str, precision: Literal["float32", "bfloat16"] = "float32") -> Upscaler:
     """Load a saved network (`.keras`) as an `Upscaler`.
 
     Args:
@@ -354,7 +369,8 @@ def load(path, precision="float32"):
     return network if {precision} == saved else at_precision(network, precision)
 
 
-def load_blended(path, precision="float32", blend=0.0, other=""):
+def load_blended(path: Path | str, precision: Literal["float32", "bfloat16"] = "float32", blend: float = 0.0,
+                 other: Path | str = "") -> Upscaler:
     """Load a network, its weights interpolated towards another's: (1 - blend) w + blend v.
 
     Networks trained one from the other can be blended, such as a pretrained and an
@@ -383,7 +399,7 @@ def load_blended(path, precision="float32", blend=0.0, other=""):
     return network
 
 
-def at_precision(network, precision):
+def at_precision(network: Upscaler, precision: Literal["float32", "bfloat16"]) -> Upscaler:
     """A copy of a network and its weights that computes in `"float32"` or `"bfloat16"`.
 
     Weights stay float32. Layers that make an output stay float32 too, and so do those

@@ -6,7 +6,7 @@ import sys
 PAPERS = ("lapsrn", "pixel_recursive", "srgan", "srmap")
 
 
-def cli():
+def cli() -> None:
     """`superres-train PAPER ...`: run the paper's script."""
     paper = next(iter(sys.argv[1:]), "")
     if paper not in PAPERS:

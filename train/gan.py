@@ -1,22 +1,26 @@
 """What the two adversarial trainings share: how their networks are judged, and what a run draws."""
 
+from collections.abc import Iterable
+from pathlib import Path
+
 import keras
 import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
 
-from superres.datasets.degradations import imresize
+from superres.datasets.degradations import Triple, imresize
 from superres.datasets.pictures import contact_sheet, write_picture
 from superres.losses import gradient_penalty
 from superres.metrics import quality
-from superres.models.upscaler import at_precision, load
+from superres.models.upscaler import Upscaler, at_precision, load
 from superres.train.loop import minimised
 from superres.train.validation import PictureValidation, panels
 
 COLLAPSE_DB = 6  # sharp pictures may have 3 dB less than bicubic ones; ruined ones have far less
 
 
-def penalised(discriminator, pictures, wanted=True):
+def penalised(discriminator: keras.Model, pictures: tf.Tensor,
+              wanted: bool = True) -> tuple[tf.Tensor, tf.Tensor | None]:
     """The logits (B, 1) of pictures (B, H, W, 3), and the mean gradient penalty there, or None."""
     if not wanted:
         return discriminator(pictures, training=True), None
@@ -28,7 +32,7 @@ def penalised(discriminator, pictures, wanted=True):
     return logits, tf.reduce_mean(gradient_penalty(tape.gradient(total, pictures)))
 
 
-def gradient_norm(optimizer, gradients):
+def gradient_norm(optimizer: keras.optimizers.Optimizer, gradients: list[tf.Tensor]) -> tf.Tensor:
     """The norm of a device's gradients of `train.loop.minimised`, of the loss as it is."""
     return tf.linalg.global_norm(gradients) / minimised(optimizer, 1.0)
 
@@ -42,13 +46,15 @@ class GANTrainer(keras.Model):
         names: Of the values that `averaged` takes.
     """
 
-    def __init__(self, network, discriminator, names, **kwargs):
+    def __init__(self, network: Upscaler, discriminator: keras.Model | None, names: Iterable[str],
+                 **kwargs) -> None:
         super().__init__(**kwargs)
         self.network, self.discriminator = network, discriminator
         self.means = {name: keras.metrics.Mean(name=name) for name in names}
         self.built = True  # nothing but the networks has weights
 
-    def compile(self, optimizer, discriminator_optimizer=None):
+    def compile(self, optimizer: keras.optimizers.Optimizer,
+                discriminator_optimizer: keras.optimizers.Optimizer | None = None) -> None:
         super().compile(optimizer=optimizer)
         # As Keras does with the optimiser that it knows of
         if discriminator_optimizer and self.dtype_policy.name == "mixed_float16":
@@ -58,10 +64,10 @@ class GANTrainer(keras.Model):
             discriminator_optimizer.build(self.discriminator.trainable_variables)
 
     @property
-    def metrics(self):
+    def metrics(self) -> list[keras.metrics.Metric]:
         return list(self.means.values())
 
-    def averaged(self, values):
+    def averaged(self, values: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """Take the values of a step, a dict, into their means over the epoch, and return these."""
         for name, value in values.items():
             self.means[name].update_state(value)
@@ -86,13 +92,13 @@ class GANValidation(PictureValidation):
 
     key = "epoch"
 
-    def __init__(self, pairs, warm_up, steps):
+    def __init__(self, pairs: list[Triple], warm_up: int, steps: int) -> None:
         super().__init__(pairs)
         self.warm_up, self.steps = warm_up, steps
         scale = pairs[0][2].shape[0] // pairs[0][1].shape[0]
         self.bicubic = np.mean([quality(hr, imresize(lr, scale), scale)["psnr_y"] for _, lr, hr in pairs])
 
-    def failure(self, row, before):
+    def failure(self, row: dict[str, float], before: list[dict[str, float]]) -> str | None:
         best = max((earlier["val_psnr_y"] for earlier in before), default=-np.inf)
         least = min(self.bicubic, best) - COLLAPSE_DB
         if row["epoch"] > self.warm_up and row["val_psnr_y"] < least:
@@ -100,7 +106,7 @@ class GANValidation(PictureValidation):
                     f"where bicubic interpolation has {self.bicubic:.2f}")
         return super().failure(row, before)
 
-    def draw(self, folder, rows):
+    def draw(self, folder: Path, rows: list[dict[str, float]]) -> None:
         curves(rows, self.warm_up).savefig(folder / "losses.png", dpi=80)
         if rows and (folder / f"step_{rows[-1]['step']}.keras").exists():
             self._comparison(folder).savefig(folder / "comparison.png", dpi=110)
@@ -140,17 +146,17 @@ class TrainingSamples(keras.callbacks.Callback):
         every: Draw after every so many steps.
     """
 
-    def __init__(self, folder, pairs, every):
+    def __init__(self, folder: Path, pairs: list[Triple], every: int) -> None:
         super().__init__()
         self.folder, self.every = folder / "samples", every
         self.pairs = [panels(lr, hr, hr, 128) for _, lr, hr in pairs[:4]]
         self.scale = pairs[0][2].shape[0] // pairs[0][1].shape[0]
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict | None = None) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.copy = at_precision(self.model.network, "float32")
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         step = int(self.model.optimizer.iterations.numpy())
         if step % self.every:
             return
@@ -160,7 +166,7 @@ class TrainingSamples(keras.callbacks.Callback):
         write_picture(self.folder / f"step_{step:06d}.png", contact_sheet(rows))
 
 
-def curves(rows, warm_up=0):
+def curves(rows: list[dict[str, float]], warm_up: int = 0) -> Figure:
     """Every column of a log over the epochs: a matplotlib figure."""
     keys = [key for key in dict.fromkeys(key for row in rows for key in row)
             if key not in ("epoch", "step", "seconds")]

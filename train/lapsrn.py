@@ -16,6 +16,7 @@ import dataclasses
 from typing import Literal
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from superres.datasets.degradations import degraded
@@ -24,7 +25,7 @@ from superres.errors import InputError, check_range
 from superres.losses import Charbonnier, Perceptual
 from superres.metrics.report import evaluate, table
 from superres.models.lapsrn import direct_residual, lapsrn
-from superres.models.upscaler import load
+from superres.models.upscaler import Upscaler, load
 from superres.train.loop import RunSettings, averaging, fit, minimised, start_from
 from superres.train.validation import PictureValidation
 
@@ -128,23 +129,23 @@ PRESETS = {
 class LapSRNTrainer(keras.Model):
     """Trains `network` on batches (lr, [target of a level, ...])."""
 
-    def __init__(self, network, **kwargs):
+    def __init__(self, network: Upscaler, **kwargs) -> None:
         super().__init__(**kwargs)
         self.network = network
         self.loss_metric = keras.metrics.Mean(name="loss")
         self.psnr_metric = keras.metrics.Mean(name="psnr")
         self.built = True  # nothing but the network has weights
 
-    def compile(self, optimizer, loss):
+    def compile(self, optimizer: keras.optimizers.Optimizer, loss: keras.losses.Loss) -> None:
         # Keras's own handling of a loss would build this model, which has no `call`.
         super().compile(optimizer=optimizer)
         self.loss = loss
 
     @property
-    def metrics(self):
+    def metrics(self) -> list[keras.metrics.Metric]:
         return [self.loss_metric, self.psnr_metric]
 
-    def train_step(self, batch):
+    def train_step(self, batch: tuple) -> dict[str, tf.Tensor]:
         lr, targets = batch
         with tf.GradientTape() as tape:
             # With fewer targets than levels, the loss sees the last levels.
@@ -167,7 +168,7 @@ def _psnr(hr, sr):
     return -10 * tf.math.log(errors) / tf.math.log(10.0)
 
 
-def trainer(settings):
+def trainer(settings: Settings) -> LapSRNTrainer:
     """The compiled trainer that the settings describe."""
     network = lapsrn(
         settings.scale, settings.channels, settings.filters,
@@ -191,7 +192,8 @@ def trainer(settings):
     return model
 
 
-def with_direct_residual(given, network):
+def with_direct_residual(given: dict[str, list[np.ndarray]],
+                         network: keras.Model) -> dict[str, list[np.ndarray]]:
     """Weights of layers (`train.loop.weights_of`), two of them put in one where `network` has one.
 
     A direct residual layer takes the place of the two layers that amount to it.
@@ -204,7 +206,7 @@ def with_direct_residual(given, network):
     return given
 
 
-def main(preset: str, settings: Settings):
+def main(preset: str, settings: Settings) -> None:
     """Train, then print the table of the held-out pictures: test, or validation where there is no test.
 
     PRESET --help explains every setting.
@@ -231,7 +233,7 @@ def main(preset: str, settings: Settings):
     print(table(evaluate(load(folder / "model.keras"), test or val)))
 
 
-def cli():
+def cli() -> None:
     command(main, PRESETS)
 
 

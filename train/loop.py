@@ -20,18 +20,23 @@ import math
 import os
 import sys
 import time
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import keras
+import numpy as np
 import tensorflow as tf
 import yaml
 
+from superres.datasets.patches import Patches
 from superres.datasets.pictures import write_picture
+from superres.datasets.thumbnails import Thumbnails
 from superres.errors import InputError
 from superres.models.upscaler import at_precision, load
 from superres.precision import chosen_precision
 from superres.train.log import Log
+from superres.train.validation import Validation
 
 
 @dataclasses.dataclass
@@ -55,12 +60,12 @@ class RunSettings:
     """Steps whose network is kept; each must end an epoch."""
 
 
-def device_count(replicas):
+def device_count(replicas: int) -> int:
     """How many devices train (see `RunSettings.replicas`)."""
     return replicas or max(1, len(tf.config.list_physical_devices("GPU")))
 
 
-def strategy(replicas):
+def strategy(replicas: int) -> tf.distribute.MirroredStrategy:
     """The `tf.distribute.MirroredStrategy` of so many devices (see `RunSettings.replicas`).
 
     Must be called before TensorFlow computes anything if it is to split the CPU.
@@ -79,7 +84,7 @@ def strategy(replicas):
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(wanted)])
 
 
-def minimised(optimizer, loss):
+def minimised(optimizer: keras.optimizers.Optimizer, loss: tf.Tensor | float) -> tf.Tensor:
     """What a device differentiates: its part of the mean loss over all devices.
 
     Keras's optimisers sum the gradients of the devices. In float16 the loss is scaled, too,
@@ -88,12 +93,14 @@ def minimised(optimizer, loss):
     return optimizer.scale_loss(loss / tf.distribute.get_strategy().num_replicas_in_sync)
 
 
-def run_folder(run, paper, preset):
+def run_folder(run: RunSettings, paper: str, preset: str) -> Path:
     """Where a run lives."""
     return Path(run.folder or Path("runs") / paper / preset)
 
 
-def fit(build, batches, validation, settings, *, run, paper, preset, epochs, steps, callbacks=()):
+def fit(build: Callable[[], keras.Model], batches: Patches | Thumbnails, validation: Validation,
+        settings: Any, *, run: RunSettings, paper: str, preset: str, epochs: int, steps: int,
+        callbacks: Iterable[keras.callbacks.Callback] = ()) -> Path:
     """Train until `epochs` are done, going on from where the run in its folder stopped.
 
     Args:
@@ -178,7 +185,8 @@ def _policy(precision):
 class Keeper(keras.callbacks.Callback):
     """After every epoch: validate, log, save, draw samples, and stop what has failed."""
 
-    def __init__(self, folder, trainer, validation, log, run, steps):
+    def __init__(self, folder: Path, trainer: keras.Model, validation: Validation, log: Log, run: RunSettings,
+                 steps: int) -> None:
         super().__init__()
         self.folder, self.network, self.validation = folder, trainer.network, validation
         self.copy = at_precision(trainer.network, "float32")  # what is measured and saved
@@ -186,19 +194,19 @@ class Keeper(keras.callbacks.Callback):
         self.failure = None
         self.images = tf.summary.create_file_writer(str(folder / "tensorboard" / "samples"))
 
-    def on_train_begin(self, logs=None):
+    def on_train_begin(self, logs: dict | None = None) -> None:
         self.began, self.first = time.perf_counter(), None
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         self.started = time.perf_counter()
         self.first = epoch if self.first is None else self.first
 
-    def on_train_batch_end(self, batch, logs=None):
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
         if not math.isfinite(logs["loss"]):
             self.failure = f"the loss is {logs['loss']} at step {batch + 1} of the epoch"
             self.model.stop_training = True
 
-    def on_epoch_end(self, epoch, logs=None):
+    def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
         if self.failure:
             return
         seconds = time.perf_counter() - self.started
@@ -243,12 +251,13 @@ class Keeper(keras.callbacks.Callback):
             self.model.stop_training = True
 
 
-def averaging(momentum):
+def averaging(momentum: float) -> dict[str, Any]:
     """What an optimiser of Keras takes to keep a running average of the weights; a momentum of 0: none."""
     return {"use_ema": momentum > 0, "ema_momentum": momentum or 0.99}
 
 
-def start_from(network, settings, new=(), adapt=lambda given, network: given):
+def start_from(network: keras.Model, settings: Any, new: tuple[type, ...] = (),
+               adapt: Callable[[dict, keras.Model], dict] = lambda given, network: given) -> None:
     """Take the weights of the network that `settings.start` names, if it names one.
 
     Args:
@@ -261,7 +270,8 @@ def start_from(network, settings, new=(), adapt=lambda given, network: given):
         take_weights(network, given, settings.start_partial, new)
 
 
-def take_weights(network, given, partial=False, new=()):
+def take_weights(network: keras.Model, given: dict[str, list[np.ndarray]], partial: bool = False,
+                 new: tuple[type, ...] = ()) -> None:
     """Copy weights from another network, layer by layer, and say how many.
 
     A layer takes the weights of its namesake where they have its shapes; networks whose
@@ -293,7 +303,7 @@ def take_weights(network, given, partial=False, new=()):
     print(f"start: took {len(taken)} of {len(layers)} layers, {counts[0]:,} of {counts[1]:,} weights")
 
 
-def weights_of(network):
+def weights_of(network: keras.Model) -> dict[str, list[np.ndarray]]:
     """Dict of layer name -> list of its weights; of a network within, `network/layer`."""
     return {name: layer.get_weights() for name, layer in _layers(network)}
 
@@ -319,7 +329,7 @@ def _duration(seconds):
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
 
 
-def save(network, path):
+def save(network: keras.Model, path: Path) -> None:
     """Save a network as `.keras`, whole or not at all."""
     part = path.with_name(f"part_{path.name}")
     network.save(part)

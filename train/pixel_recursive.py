@@ -37,7 +37,7 @@ from superres.metrics.thumbnails import (
 )
 from superres.models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
 from superres.models.sampler import draws, networks_of
-from superres.models.upscaler import load, upscaler
+from superres.models.upscaler import ThumbnailUpscaler, load, upscaler
 from superres.train.loop import RunSettings, averaging, fit, minimised, start_from
 from superres.train.optimisers import RMSprop
 from superres.train.validation import Validation
@@ -175,17 +175,18 @@ class PixelRecursiveTrainer(keras.Model):
         weight: (w at the start, w at the end, steps between) of CE(A + B) + w CE(A).
     """
 
-    def __init__(self, network, weight=(1.0, 1.0, 1), **kwargs):
+    def __init__(self, network: keras.Model, weight: tuple[float, float, int] = (1.0, 1.0, 1),
+                 **kwargs) -> None:
         super().__init__(**kwargs)
         self.network, self.weight = network, weight
         self.loss_metric = keras.metrics.Mean(name="loss")
         self.built = True  # nothing but the network has weights
 
     @property
-    def metrics(self):
+    def metrics(self) -> list[keras.metrics.Metric]:
         return [self.loss_metric]
 
-    def train_step(self, batch):
+    def train_step(self, batch: tuple) -> dict[str, tf.Tensor]:
         lr, hr = batch
         with tf.GradientTape() as tape:
             loss, shown = self.losses_of(lr, hr)
@@ -195,7 +196,7 @@ class PixelRecursiveTrainer(keras.Model):
         self.loss_metric.update_state(shown)
         return self.get_metrics_result()
 
-    def losses_of(self, lr, hr):
+    def losses_of(self, lr: tf.Tensor, hr: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """(what is minimised, what is shown): nats and bits per dimension, or the mean square error."""
         if not networks_of(self.network)[1]:
             output = self.network(lr, training=True)
@@ -216,18 +217,19 @@ class ThumbnailValidation(Validation):
 
     better = staticmethod(min)
 
-    def __init__(self, pictures, model, sampled=32):
+    def __init__(self, pictures: Thumbnails, model: Literal["recursive", "independent", "regression"],
+                 sampled: int = 32) -> None:
         self.pictures, self.sampled = pictures, pictures[:sampled]
         self.key = "val_mse" if model == "regression" else "val_bits"
 
-    def __call__(self, network):
+    def __call__(self, network: ThumbnailUpscaler) -> tuple[dict[str, float], np.ndarray]:
         lr = self.sampled.lr
         drawn = {"samples": network.sample(lr), "greedy": network.sample(lr, np.inf)}
         scores = {**likelihood(network, self.pictures), **sample_quality(self.sampled, drawn["samples"])}
         return {f"val_{key}": value for key, value in scores.items()}, thumbnail_sheet(self.sampled, drawn)
 
 
-def trainer(settings):
+def trainer(settings: Settings) -> PixelRecursiveTrainer:
     """The compiled trainer that the settings describe."""
     data = settings.data
     initializer = (keras.initializers.TruncatedNormal(stddev=0.1)
@@ -254,7 +256,7 @@ def trainer(settings):
     return model
 
 
-def split_thumbnails(settings):
+def split_thumbnails(settings: Settings) -> tuple[Thumbnails, Thumbnails, Thumbnails]:
     """(training, validation, test) pictures, as `Thumbnails`.
 
     A picture of validation or test that looks like one of training is warned of.
@@ -275,7 +277,7 @@ def split_thumbnails(settings):
     return train, rest[: data.val_pictures], rest[data.val_pictures :]
 
 
-def main(preset: str, settings: Settings):
+def main(preset: str, settings: Settings) -> None:
     """Train, then measure the held-out pictures.
 
     PRESET --help explains every setting.
@@ -298,7 +300,7 @@ def main(preset: str, settings: Settings):
     print(thumbnail_table(result))
 
 
-def cli():
+def cli() -> None:
     command(main, PRESETS)
 
 

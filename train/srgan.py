@@ -15,6 +15,7 @@ from superres.commands import command  # first: it quietens TensorFlow
 
 # isort: split
 import dataclasses
+from collections.abc import Callable
 from typing import Literal
 
 import keras
@@ -26,7 +27,7 @@ from superres.errors import InputError, check_range
 from superres.losses import Fidelity, Perceptual, grid, relativistic, standard, total_variation
 from superres.metrics.report import evaluate, table
 from superres.models.srgan import discriminator, generator, start_as_interpolation
-from superres.models.upscaler import load
+from superres.models.upscaler import Upscaler, load
 from superres.train.gan import GANTrainer, GANValidation, gradient_norm, penalised
 from superres.train.loop import RunSettings, averaging, fit, minimised, start_from
 from superres.train.optimisers import TwoPhases
@@ -170,15 +171,17 @@ class SRGANTrainer(GANTrainer):
         frozen_norm: Whether the generator's normalisations keep their statistics with the discriminator.
     """
 
-    def __init__(self, network, discriminator, terms, adversarial_loss, adversarial, r1=0.0,
-                 frozen_norm=False, **kwargs):
+    def __init__(self, network: Upscaler, discriminator: keras.Model,
+                 terms: dict[str, tuple[float, Callable[..., tf.Tensor]]],
+                 adversarial_loss: Callable[..., tuple[tf.Tensor, tf.Tensor]], adversarial: float,
+                 r1: float = 0.0, frozen_norm: bool = False, **kwargs) -> None:
         names = ("loss", *terms, "adversarial", "discriminator", "r1", "accuracy", "generator_gradient",
                  "discriminator_gradient")
         super().__init__(network, discriminator, names, **kwargs)
         self.terms, self.adversarial_loss, self.adversarial = terms, adversarial_loss, adversarial
         self.r1, self.frozen_norm, self.discriminator_active = r1, frozen_norm, False
 
-    def train_step(self, batch):
+    def train_step(self, batch: tuple) -> dict[str, tf.Tensor]:
         lr, (hr,) = batch
         with tf.GradientTape() as tape, tf.GradientTape() as discriminator_tape:
             sr = self.network(lr, training=not (self.discriminator_active and self.frozen_norm))
@@ -217,18 +220,18 @@ class SRGANTrainer(GANTrainer):
 class Phases(keras.callbacks.Callback):
     """Lets the discriminator join after so many epochs of warm-up."""
 
-    def __init__(self, warm_up):
+    def __init__(self, warm_up: int) -> None:
         super().__init__()
         self.warm_up = warm_up
 
-    def on_epoch_begin(self, epoch, logs=None):
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
         active = epoch >= self.warm_up
         if active != self.model.discriminator_active:
             self.model.discriminator_active = active
             self.model.make_train_function(force=True)
 
 
-def schedules(settings):
+def schedules(settings: Settings) -> tuple[TwoPhases, keras.optimizers.schedules.LearningRateSchedule]:
     """Learning rates of the generator and of the discriminator, which joins later."""
     schedules = keras.optimizers.schedules
     warm_up, adversarial_steps = settings.warm_up * settings.steps, max(1, settings.epochs * settings.steps)
@@ -249,7 +252,7 @@ def schedules(settings):
     return TwoPhases(warming, adversarial(), warm_up), adversarial()
 
 
-def trainer(settings):
+def trainer(settings: Settings) -> SRGANTrainer:
     """The compiled trainer that the settings describe."""
     network = generator(settings.scale, settings.blocks, prelu=settings.prelu)
     if settings.initial == "interpolation":
@@ -288,7 +291,7 @@ def _l1(lr, hr, sr):
     return tf.reduce_mean(tf.abs(hr - sr), (1, 2, 3))
 
 
-def main(preset: str, settings: Settings):
+def main(preset: str, settings: Settings) -> None:
     """Train, then print the table of the held-out pictures: test, or validation where there is no test.
 
     PRESET --help explains every setting.
@@ -323,7 +326,7 @@ def main(preset: str, settings: Settings):
     print(table(evaluate(load(folder / "model.keras"), test or val)))
 
 
-def cli():
+def cli() -> None:
     command(main, PRESETS)
 
 

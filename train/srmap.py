@@ -30,7 +30,7 @@ from superres.layers import NoiseInjection
 from superres.losses import Fidelity, PerceptualEnergy, energy_score, relativistic
 from superres.metrics.report import evaluate, table
 from superres.models.srmap import CRITIC_WIDTHS, SIZES, crop_of, discriminator, generator
-from superres.models.upscaler import load
+from superres.models.upscaler import Upscaler, load
 from superres.train.gan import GANTrainer, GANValidation, TrainingSamples, gradient_norm, penalised
 from superres.train.loop import (
     RunSettings,
@@ -164,8 +164,9 @@ class SRMAPTrainer(GANTrainer):
         reuse: Show the discriminator the SR that trains the generator, beside HR of other pictures.
     """
 
-    def __init__(self, network, discriminator, weights, scale, perceptual=None, parts=1, reuse=False,
-                 **kwargs):
+    def __init__(self, network: Upscaler, discriminator: keras.Model | None, weights: dict[str, float],
+                 scale: int, perceptual: PerceptualEnergy | None = None, parts: int = 1, reuse: bool = False,
+                 **kwargs) -> None:
         weights = {key: value for key, value in weights.items() if value}
         names = ["loss", "fidelity", *weights]
         if discriminator:
@@ -174,12 +175,13 @@ class SRMAPTrainer(GANTrainer):
         self.weight, self.parts, self.reuse = weights, parts, reuse
         self.fidelity, self.perceptual = Fidelity(scale), perceptual
 
-    def sample(self, lr, seed):
+    def sample(self, lr: tf.Tensor, seed: tf.Tensor) -> tf.Tensor:
         """SR of a batch; seed (B,)."""
         temperature, origin = tf.ones_like(seed, tf.float32), tf.zeros((tf.shape(seed)[0], 2), tf.int32)
         return self.network(self.network.feed(lr, temperature, seed, origin), training=True)
 
-    def generator_loss(self, lr, seeds, hr):
+    def generator_loss(self, lr: tf.Tensor, seeds: tf.Tensor,
+                       hr: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor], tf.Tensor]:
         """Equation 6: (loss, dict of its terms, SR)."""
         sr = self.sample(lr, seeds[:, 0])
         shown = {"fidelity": tf.reduce_mean(self.fidelity.call(lr, sr))}  # shown, wanted or not
@@ -197,7 +199,7 @@ class SRMAPTrainer(GANTrainer):
         loss = sum(self.weight[name] * value for name, value in shown.items() if name in self.weight)
         return loss, shown, sr
 
-    def discriminator_loss(self, sr, hr):
+    def discriminator_loss(self, sr: tf.Tensor, hr: tf.Tensor) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
         """Equation 7, with a penalty on SR too: (loss, dict of its terms)."""
         real, real_penalty = penalised(self.discriminator, hr, "r1" in self.weight)
         fake, fake_penalty = penalised(self.discriminator, sr, "r2" in self.weight)
@@ -210,7 +212,7 @@ class SRMAPTrainer(GANTrainer):
         shown["accuracy"] = tf.reduce_mean(tf.cast(real > fake, "float32"))
         return loss, shown
 
-    def train_step(self, batch):
+    def train_step(self, batch: tuple) -> dict[str, tf.Tensor]:
         (lr, seeds), (hr,) = batch
         sums = None
         for part in zip(*(tf.split(x, self.parts) for x in (lr, seeds, hr)), strict=True):
@@ -248,7 +250,7 @@ class SRMAPTrainer(GANTrainer):
         return tf.nest.map_structure(lambda x: x / self.parts, shown), gradients
 
 
-def trainer(settings):
+def trainer(settings: Settings) -> SRMAPTrainer:
     """The compiled trainer that the settings describe."""
     for_generator, for_discriminator = SIZES[settings.size]
     network = generator(settings.scale, **for_generator, noise=settings.noise,
@@ -276,7 +278,7 @@ def trainer(settings):
     return model
 
 
-def check(settings):
+def check(settings: Settings) -> None:
     """Raise InputError for settings that cannot be trained with."""
     numbers = vars(settings)
     check_range(numbers, "batch", "accumulate", "epochs", "steps", least=1)
@@ -307,7 +309,7 @@ def check(settings):
             "then --start runs/srmap/pretrain-l1/model.keras; or --scratch")
 
 
-def main(preset: str, settings: Settings):
+def main(preset: str, settings: Settings) -> None:
     """Train, then print the table of the held-out pictures: test, or validation where there is no test.
 
     PRESET --help explains every setting.
@@ -328,7 +330,7 @@ def main(preset: str, settings: Settings):
     print(table(evaluate(load(folder / "model.keras"), test or val)))
 
 
-def cli():
+def cli() -> None:
     command(main, PRESETS)
 
 

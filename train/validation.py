@@ -1,12 +1,14 @@
 """What judges a network after every epoch, and draws it."""
 
 import math
+from pathlib import Path
 
 import numpy as np
 
-from superres.datasets.degradations import imresize
+from superres.datasets.degradations import Triple, imresize
 from superres.datasets.pictures import contact_sheet
 from superres.metrics.image import quality
+from superres.models.upscaler import Upscaler
 
 
 class Validation:
@@ -18,12 +20,12 @@ class Validation:
 
     key, better = "epoch", staticmethod(max)  # the last one
 
-    def failure(self, row, before):
+    def failure(self, row: dict[str, float], before: list[dict[str, float]]) -> str | None:
         """What is wrong with a row of the log, given those before, and stops the training; None: nothing."""
         wrong = [key for key, value in row.items() if not math.isfinite(value)]
         return f"{wrong[0]} is {row[wrong[0]]} after epoch {row['epoch']}" if wrong else None
 
-    def draw(self, folder, rows):
+    def draw(self, folder: Path, rows: list[dict[str, float]]) -> None:
         """Draw into the run's folder, given all rows of the log, whatever shows its progress."""
 
 
@@ -32,10 +34,10 @@ class PictureValidation(Validation):
 
     key = "val_psnr_y"
 
-    def __init__(self, pairs):
+    def __init__(self, pairs: list[Triple]) -> None:
         self.pairs = pairs
 
-    def __call__(self, network):
+    def __call__(self, network: Upscaler) -> tuple[dict[str, float], np.ndarray]:
         pictures = [network.upscale(lr) for _, lr, _ in self.pairs]
         scores = [quality(hr, sr, hr.shape[0] // lr.shape[0])
                   for (_, lr, hr), sr in zip(self.pairs, pictures, strict=True)]
@@ -51,7 +53,7 @@ class PictureValidation(Validation):
                 for key in ("psnr_y", "ssim_y")}, sheet
 
 
-def panels(lr, sr, hr, size=192):
+def panels(lr: np.ndarray, sr: np.ndarray, hr: np.ndarray, size: int = 192) -> list[np.ndarray]:
     """Central crops of LR (pixels enlarged), bicubic, SR and HR, uint8."""
     scale = hr.shape[0] // lr.shape[0]
     crop = min(size, *hr.shape[:2]) // scale * scale

@@ -3,6 +3,7 @@
     python upscale.py lapsrn-x4 photo.jpg -o upscaled
     python upscale.py lapsrn-x4 holiday/ "scans/*.tif" -o upscaled --format jpg --quality 90
     python upscale.py lapsrn-x4 clip.gif photo.png -o upscaled --size 1920x1080
+    python upscale.py lapsrn-x2 film.mp4 -o upscaled
     python upscale.py srgan-x4 a.jpg --blend 0.3 --blend-with srresnet-x4 -o upscaled
     python upscale.py pixel_recursive-celeba face.jpg --crop face --samples 4 -o upscaled
     python upscale.py --list
@@ -12,6 +13,9 @@ Pillow reads works, at any size from 1 x 1 up: grey, palette, CMYK, 16 bits and 
 rotated by EXIF, and all frames of GIF, WebP, APNG and of TIFF's pages. The result is a PNG, grey
 where the picture was grey, with its colour profile, EXIF and resolution; an animation stays one
 of its kind. Large pictures are computed in tiles, which changes nothing but the memory needed.
+
+Videos (with PyAV: `pip install av`) become H.264 in MP4 or Matroska, frame by frame, with their sound,
+times, chapters and colours. A run that was stopped goes on where it was when started again.
 
 A network with noise, such as SRMAP's, draws as many samples as are asked for, from the seeds
 S, S + 1 and so on of `--seed S`; `--stochasticity` also draws where they differ.
@@ -25,7 +29,9 @@ from superres.commands import command  # first: it quietens TensorFlow
 # isort: split
 import csv
 import errno
+import functools
 import glob
+import hashlib
 import re
 import sys
 import time
@@ -51,8 +57,9 @@ from superres.datasets.pictures import (
     write_picture,
 )
 from superres.datasets.thumbnails import Crop
+from superres.datasets.video import FORMATS, SUFFIXES, result_suffix, write_video
 from superres.errors import InputError
-from superres.models.upscaler import WEIGHTS, load_blended
+from superres.models.upscaler import WEIGHTS, Upscaler, load_blended
 from superres.precision import chosen_precision
 
 Format = Literal["png", "jpg", "webp", "tiff", "avif", "gif"]
@@ -68,7 +75,7 @@ def destinations(inputs: Iterable[str], folder: Path | str, suffix: str,
 
     Args:
         suffix: What is added to a name, such as `"_x4"`.
-        kind: The results' suffix, such as `"jpg"`; None: PNG, and of an animation its own.
+        kind: The pictures' suffix, such as `"jpg"`; None: PNG, and of an animation its own.
 
     Raises:
         InputError: if an input stands for no file at all.
@@ -76,7 +83,7 @@ def destinations(inputs: Iterable[str], folder: Path | str, suffix: str,
     folder, found, seen = Path(folder), [], set()
     for given in inputs:
         if Path(given).is_dir():
-            paths = [(path, path.relative_to(given).parent, False) for path in list_pictures(given)]
+            paths = [(path, path.relative_to(given).parent, False) for path in list_pictures(given, SUFFIXES)]
         else:
             there = [given] if Path(given).exists() else sorted(glob.glob(given, recursive=True))
             paths = [(Path(path), Path(), path == given) for path in there if Path(path).is_file()]
@@ -97,7 +104,7 @@ def destinations(inputs: Iterable[str], folder: Path | str, suffix: str,
                 and source.resolve().parent == (folder / below).resolve()):
             print(f"left out: {source} looks like a result of {result_of[1]}; name it to upscale it")
             continue
-        ending = f".{kind}" if kind else animation_suffix(source) or ".png"
+        ending = result_suffix(source) or (f".{kind}" if kind else animation_suffix(source) or ".png")
         stem = name = f"{source.stem}{suffix}"
         number = 1
         while folder / below / f"{name}{ending}" in taken:
@@ -127,6 +134,14 @@ def stochasticity_map(samples: Sequence[np.ndarray]) -> np.ndarray:
     deviation = np.concatenate([np.stack(band).std(0, dtype="float32").mean(-1, keepdims=True)
                                 for band in bands])
     return to_uint8(np.clip(deviation / max(np.quantile(deviation, 0.99), 1e-9), 0, 1))
+
+
+def fingerprint(network: Upscaler) -> str:
+    """Text that tells a network from every other."""
+    digest = hashlib.sha256(network.to_json().encode())
+    for weights in network.get_weights():
+        digest.update(np.ascontiguousarray(weights))
+    return digest.hexdigest()
 
 
 def target_size(size: str) -> tuple[int, int]:
@@ -195,19 +210,23 @@ def main(
     Example: upscale.py lapsrn-x4 photo.jpg holiday/ -o upscaled
 
     Reads what Pillow reads (PNG, JPEG, TIFF, WebP, GIF, AVIF, JPEG 2000, TGA and others), writes PNG, JPEG,
-    WebP, TIFF, AVIF and GIF. `upscale.py --list` shows the networks that are shipped.
+    WebP, TIFF, AVIF and GIF; of videos (with PyAV: pip install av) MP4 and Matroska, with their sound. A
+    video that was stopped goes on when the same command is given again. `upscale.py --list` shows the
+    networks that are shipped.
 
     Args:
         model: A shipped network's name, or a .keras file.
-        inputs: Picture files, folders of pictures, and patterns such as "scans/*.tif".
+        inputs: Picture and video files, folders of them, and patterns such as "scans/*.tif".
         output: Folder for the results, NAME_xSCALE.png; a second NAME becomes NAME_xSCALE_2.png.
-        format: What the results are written as; png unless given, and of animations their own kind.
-        quality: Of JPEG and AVIF, 95 unless given, and of WebP, which is without loss unless given.
-        depth: Bits a channel of the results; 16 for PNG and TIFF, computed without rounding to 8 before.
+        format: What pictures are written as; png unless given, and of animations their own kind.
+        quality: Of JPEG and AVIF, 95 unless given, and of WebP, which is without loss unless given. Of
+            videos, 68 unless given, for x264's constant rate factor (100 - quality) / 2.
+        depth: Bits a channel of the results; 16 for PNG and TIFF, computed without rounding to 8 before. Of
+            videos, 16 gives 10, which not every player shows.
         size: Shrink what the network makes to exactly so many pixels, by MATLAB's bicubic.
         scale: Shrink it to so many times the picture's size, such as 3 with a x4 network.
         suffix: What is added to a name in place of _xSCALE.
-        strip: Leave out EXIF, XMP, texts and resolution; the colour profile stays.
+        strip: Leave out EXIF, XMP, texts and resolution; the colour profile stays, and a video's chapters.
         white: The value that is white in files of floats or 32 bits that do not say so.
         overwrite: Write over results that are there already.
         skip_existing: Leave out pictures whose results are there already, to go on with a batch.
@@ -225,7 +244,8 @@ def main(
         temperature: Networks that draw samples: what the noise is multiplied by, 0 for none; or, of
             networks of one size, the logits: more than 1 is sharper, inf takes the most probable
             value. 1, the model itself, unless given.
-        seed: Networks that draw samples: another seed draws others; 0 unless given.
+        seed: Networks that draw samples: another seed draws others; 0 unless given. All frames of a video
+            get the same noise, so that it does not flicker.
         stochasticity: Networks with noise: also write NAME_xSCALE_std.png, the samples' standard
             deviation at each pixel, the brighter the more, the brightest 1 % white.
     """
@@ -236,8 +256,6 @@ def main(
     network.refuse("with noise", stochasticity=stochasticity)
     if stochasticity and (samples or 1) < 2:
         raise InputError("--stochasticity: needs --samples 2 or more")
-    if quality is not None and (format not in ("jpg", "webp", "avif") or not 1 <= quality <= 100):
-        raise InputError(f"--quality: from 1 to 100, for --format jpg, webp and avif, not {quality}")
     if depth == 16 and format not in (None, "png", "tiff"):
         raise InputError(f"--depth: 16 bits go into png and tiff, not {format}")
     if size and scale:
@@ -252,6 +270,14 @@ def main(
     if "/" in suffix:
         raise InputError(f"--suffix: is added to a name and holds no /, not {suffix}")
     jobs = destinations(inputs, output, suffix, format)
+    videos = [destination.suffix in FORMATS for _, destination in jobs]
+    lossy = format in ("jpg", "webp", "avif") or any(videos)
+    if quality is not None and not (lossy and 1 <= quality <= 100):
+        raise InputError(f"--quality: from 1 to 100, for --format jpg, webp, avif and videos, not {quality}")
+    if (format or white) and all(videos):
+        raise InputError("--format, --white: for pictures, and all inputs are videos")
+    if pixels and any(videos) and (pixels[0] % 2 or pixels[1] % 2):
+        raise InputError(f"--size: a video's width and height are even, not {size}")
     try:
         Path(output).mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -261,6 +287,10 @@ def main(
     options = {"crop": crop} if network.lr_size else {"tile": tile or 256, "ensemble": ensemble}
     drawing = {"temperature": temperature} if network.draws_samples else {}
 
+    def enlarged(picture, **options):
+        """A picture, super-resolved and of the size that is asked for."""
+        return resized(network.upscale(picture, **options, **drawing), pixels, scale, network.scale)
+
     def frames(source, bar, **options):
         """The frames of a file, super-resolved."""
         for picture in read_frames(source, depth, white):
@@ -268,22 +298,26 @@ def main(
                 picture = picture._replace(pixels=to_float(picture.pixels),
                                            alpha=None if picture.alpha is None else to_float(picture.alpha))
             bar.total = (bar.total or 0) + picture.pixels.shape[0] * picture.pixels.shape[1]
-            sr = network.upscale(picture, progress=bar.update, **options, **drawing)
-            yield resized(sr, pixels, scale, network.scale)
+            yield enlarged(picture, progress=bar.update, **options)
 
-    def results(source, bar):
-        """For each sample, the frames of its result."""
+    def results(source, bar, video):
+        """For each sample, the frames of its result; of a video, the function that makes them."""
         if network.lr_size:  # which draws all samples at once
             seeds = {"seed": seed} if network.draws_samples else {}
             for sr in network.draw(read_picture(source, white=white), samples, **options, **drawing, **seeds):
                 yield [resized(sr, pixels, scale, network.scale)]
-        elif network.draws_samples:
-            for k in range(samples or 1):
-                yield frames(source, bar, **options, seed=(seed or 0) + k)
-        else:
-            yield frames(source, bar, **options)
+            return
+        for k in range(samples or 1):
+            seeds = {"seed": (seed or 0) + k} if network.draws_samples else {}
+            if video:
+                yield functools.partial(enlarged, **options, **seeds)
+            else:
+                yield frames(source, bar, **options, **seeds)
 
     def upscale(source, destination, title):
+        video = destination.suffix in FORMATS
+        if video and (network.lr_size or stochasticity):
+            raise InputError("a video is for networks of any size, and not for --stochasticity")
         several = (samples or 1) > 1
         paths = [destination.with_stem(f"{destination.stem}_{k}") if several else destination
                  for k in range(1, (samples or 1) + 1)]
@@ -296,17 +330,26 @@ def main(
                 check_free(path, sources, overwrite)
         destination.parent.mkdir(parents=True, exist_ok=True)
         drawn = []
-        with tqdm(desc=title, unit="px", unit_scale=True, leave=False,
+        with tqdm(desc=title, unit="frame" if video else "px", unit_scale=not video, leave=False,
                   disable=bool(network.lr_size) or not sys.stderr.isatty()) as bar:
+
+            def count(done, total):
+                bar.total = total
+                bar.update(done - bar.n)
+
             start = time.perf_counter()
-            for path, result in zip(paths, results(source, bar), strict=False):
+            for path, result in zip(paths, results(source, bar, video), strict=False):
                 if stochasticity:
                     result = iter(result)
                     first = next(result)
                     drawn.append(first.pixels)
                     result = [first, *result]
                 if not path.exists() or not skip_existing:
-                    write_frames(path, result, quality, depth, strip)
+                    if video:
+                        made_by = f"{fingerprint(network)} {pixels} {scale} {temperature} {result.keywords}"
+                        write_video(path, source, result, made_by, quality, depth, strip, count)
+                    else:
+                        write_frames(path, result, quality, depth, strip)
                     print(f"{source} -> {path}  {time.perf_counter() - start:.1f} s")
                 start = time.perf_counter()
         if stochasticity:

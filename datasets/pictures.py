@@ -393,10 +393,13 @@ def contact_sheet(rows: Iterable[Iterable[np.ndarray]], zoom: int = 1, gap: int 
     return np.concatenate([padded(strip, strip.shape[0], widest) for strip in strips])
 
 
-def list_pictures(folder: Path | str) -> list[Path]:
+def list_pictures(folder: Path | str, more: tuple[str, ...] = ()) -> list[Path]:
     """Sorted paths of the picture files below a folder, by their suffix or, without one, by content.
 
     Links are followed, to each folder once. Hidden files and folders are left out.
+
+    Args:
+        more: Suffixes of other files that are wanted too, such as `datasets.video.SUFFIXES`.
 
     Raises:
         InputError: if the folder is missing or holds no picture.
@@ -412,15 +415,15 @@ def list_pictures(folder: Path | str) -> list[Path]:
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         found = (Path(below, name) for name in names if not name.startswith("."))
-        paths += filter(_is_picture, found)
+        paths += (path for path in found if _is_picture(path, (*SUFFIXES, *more)))
     if not paths:
-        raise InputError(f"{folder}: no pictures in this folder (looked for {', '.join(SUFFIXES)})")
+        raise InputError(f"{folder}: no pictures in this folder (looked for {', '.join((*SUFFIXES, *more))})")
     return sorted(paths)
 
 
-def _is_picture(path):
+def _is_picture(path, suffixes):
     if path.suffix or not path.is_file():
-        return path.suffix.lower() in SUFFIXES and path.is_file()
+        return path.suffix.lower() in suffixes and path.is_file()
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=KNOWN_BY_CONTENT):
             return True

@@ -1,9 +1,12 @@
 """The log of a run."""
 
 import csv
-import os
+import math
 from collections.abc import Callable
 from pathlib import Path
+
+from superres.errors import InputError
+from superres.train.folder import ELSEWHERE, whole
 
 
 class Log:
@@ -14,21 +17,43 @@ class Log:
         self.rows = []
 
     def rewind(self, epochs: int) -> None:
-        """Read the rows of the first `epochs` epochs; later ones are forgotten."""
-        if self.path.exists():
-            with open(self.path, newline="") as file:
-                rows = [{k: int(v) if v.isdigit() else float(v) for k, v in row.items() if v}
-                        for row in csv.DictReader(file)]
-            self.rows = [row for row in rows if row["epoch"] <= epochs]
+        """Read the rows of the first `epochs` epochs; of one that was not finished, the row is forgotten.
+
+        Raises:
+            InputError: if the file is not the whole log of so many epochs, by which alone the
+                best one is known.
+        """
+        rows = self._read() if self.path.exists() else []
+        if not epochs <= len(rows) <= epochs + 1:
+            raise InputError(f"{self.path}: has {len(rows)} epochs, but the run's backup {epochs}; "
+                             f"restore the two, or {ELSEWHERE}")
+        self.rows = rows[:epochs]
+
+    def _read(self):
+        rows = []
+        try:
+            text = self.path.read_text()
+            if not text.endswith("\n"):
+                raise ValueError("it ends within a line")
+            for epoch, row in enumerate(csv.DictReader(text.splitlines()), start=1):
+                if None in row or None in row.values():
+                    raise ValueError(f"row {epoch} has not a value for every column")
+                row = {k: int(v) if v.isdigit() else float(v) for k, v in row.items() if v}
+                if row.get("epoch") != epoch or self.key not in row:
+                    raise ValueError(f"row {epoch} is not that of epoch {epoch}")
+                if not all(map(math.isfinite, row.values())):
+                    raise ValueError(f"row {epoch} has values that are not finite")
+                rows.append(row)
+        except (ValueError, csv.Error) as error:
+            raise InputError(f"{self.path}: damaged, {error}; restore it, or {ELSEWHERE}") from None
+        return rows
 
     def add(self, row: dict[str, float]) -> None:
         self.rows.append(row)
-        part = self.path.with_suffix(".part")
-        with open(part, "w", newline="") as file:
+        with whole(self.path) as part, open(part, "w", newline="") as file:
             writer = csv.DictWriter(file, list(dict.fromkeys(k for row in self.rows for k in row)))
             writer.writeheader()
             writer.writerows(self.rows)
-        os.replace(part, self.path)
 
     def stale(self, patience: int) -> bool:
         """Whether so many epochs brought no better validation score; 0: never."""

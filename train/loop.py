@@ -10,6 +10,7 @@ A run is a folder::
     step_NUMBER.keras      the network at the steps that RunSettings.snapshots names
     samples/               LR, bicubic, SR and HR of the validation pictures, side by side
     tensorboard/           the log and the samples for TensorBoard
+    lock                   held by the process that trains
 
 Starting a run again in its folder goes on after its last finished epoch.
 """
@@ -27,7 +28,6 @@ from typing import Any, Literal
 import keras
 import numpy as np
 import tensorflow as tf
-import yaml
 
 from superres.datasets.patches import Patches
 from superres.datasets.pictures import write_picture
@@ -35,6 +35,7 @@ from superres.datasets.thumbnails import Thumbnails
 from superres.errors import InputError
 from superres.models.upscaler import at_precision, load
 from superres.precision import chosen_precision
+from superres.train.folder import alone, keep_settings, whole
 from superres.train.log import Log
 from superres.train.validation import Validation
 
@@ -122,53 +123,53 @@ def fit(build: Callable[[], keras.Model], batches: Patches | Thumbnails, validat
         The run's folder.
     """
     folder = run_folder(run, paper, preset)
-    folder.mkdir(parents=True, exist_ok=True)
-    backup = folder / "backup.weights.h5"
-    _keep_settings(folder / "settings.yaml", settings, begun=backup.exists())
+    with alone(folder):
+        backup, log = folder / "backup.weights.h5", Log(folder / "log.csv", validation.key, validation.better)
+        keep_settings(folder / "settings.yaml", settings, begun=backup.exists() or log.path.exists())
 
-    keras.utils.set_random_seed(run.seed)
-    precision = chosen_precision(run.precision)
-    distribution = strategy(run.replicas)
-    if wrong := [step for step in run.snapshots if step % steps]:
-        raise InputError(f"run.snapshots: {wrong[0]} does not end an epoch of {steps} steps")
-    if batches.batch % distribution.num_replicas_in_sync:
-        raise InputError(
-            f"batch: {batches.batch} does not divide by {distribution.num_replicas_in_sync} replicas"
-        )
-    with distribution.scope(), _policy(precision):
-        trainer = build()
-        trainer.optimizer.build(trainer.network.trainable_variables)
+        keras.utils.set_random_seed(run.seed)
+        precision = chosen_precision(run.precision)
+        distribution = strategy(run.replicas)
+        if wrong := [step for step in run.snapshots if step % steps]:
+            raise InputError(f"run.snapshots: {wrong[0]} does not end an epoch of {steps} steps")
+        if batches.batch % distribution.num_replicas_in_sync:
+            raise InputError(
+                f"batch: {batches.batch} does not divide by {distribution.num_replicas_in_sync} replicas"
+            )
+        with distribution.scope(), _policy(precision):
+            trainer = build()
+            trainer.optimizer.build(trainer.network.trainable_variables)
 
-    log = Log(folder / "log.csv", validation.key, validation.better)
-    if backup.exists():
-        try:
-            trainer.load_weights(backup)
-        except Exception as error:  # h5py and Keras raise many kinds
-            reason = " ".join(str(error).split())[:160]
-            raise InputError(f"{backup}: cannot go on from it ({reason})") from None
-    done = int(trainer.optimizer.iterations.numpy()) // steps
-    log.rewind(done)
-    if done >= epochs or log.stale(run.early_stopping):
-        print(f"{folder}: done already, after {done} of {epochs} epochs")
+        if backup.exists():
+            try:
+                trainer.load_weights(backup)
+            except Exception as error:  # h5py and Keras raise many kinds
+                reason = " ".join(str(error).split())[:160]
+                raise InputError(f"{backup}: cannot go on from it ({reason})") from None
+        done = int(trainer.optimizer.iterations.numpy()) // steps
+        log.rewind(done)
+        if done >= epochs or log.stale(run.early_stopping):
+            print(f"{folder}: done already, after {done} of {epochs} epochs")
+            return folder
+        print(f"{folder}: {'going on after' if done else 'starting, done'} {done} of {epochs} epochs, "
+              f"{distribution.num_replicas_in_sync} device(s), {precision}")
+
+        with _written_by_tensorflow(folder / "tensorboard") as tensorboard:
+            keeper = Keeper(folder, trainer, validation, log, run, steps)
+            trainer.fit(
+                batches.dataset(start=done * steps),
+                initial_epoch=done,
+                epochs=epochs,
+                steps_per_epoch=steps,
+                shuffle=False,
+                callbacks=[keeper, *callbacks,
+                           keras.callbacks.TensorBoard(tensorboard, write_graph=False)],
+                verbose=1 if sys.stdout.isatty() else 2,
+            )
+        if keeper.failure:
+            kept = "model.keras holds the best weights before it" if log.rows else "no epoch was finished"
+            raise InputError(f"{folder}: stopped, {keeper.failure}; {kept}")
         return folder
-    print(f"{folder}: {'going on after' if done else 'starting, done'} {done} of {epochs} epochs, "
-          f"{distribution.num_replicas_in_sync} device(s), {precision}")
-
-    keeper = Keeper(folder, trainer, validation, log, run, steps)
-    trainer.fit(
-        batches.dataset(start=done * steps),
-        initial_epoch=done,
-        epochs=epochs,
-        steps_per_epoch=steps,
-        shuffle=False,
-        callbacks=[keeper, *callbacks,
-                   keras.callbacks.TensorBoard(folder / "tensorboard", write_graph=False)],
-        verbose=1 if sys.stdout.isatty() else 2,
-    )
-    if keeper.failure:
-        kept = "model.keras holds the best weights before it" if log.rows else "no epoch was finished"
-        raise InputError(f"{folder}: stopped, {keeper.failure}; {kept}")
-    return folder
 
 
 @contextlib.contextmanager
@@ -180,6 +181,18 @@ def _policy(precision):
         yield
     finally:
         keras.config.set_dtype_policy(before)
+
+
+@contextlib.contextmanager
+def _written_by_tensorflow(folder):
+    """Gives the folder; if a file in it cannot be written, that is an OSError, as of all other files."""
+    try:
+        yield folder
+    except tf.errors.OpError as error:
+        if str(folder) not in error.message:
+            raise
+        reason = error.message.splitlines()[0].rpartition("; ")[2]
+        raise OSError(f"{folder}: cannot be written ({reason})") from None
 
 
 class Keeper(keras.callbacks.Callback):
@@ -228,10 +241,10 @@ class Keeper(keras.callbacks.Callback):
 
         self.log.add(row)
         if self.log.is_best():
-            save(self.copy, self.folder / "model.keras")
-        save(self.copy, self.folder / "last.keras")
+            self.save("model.keras")
+        self.save("last.keras")
         if step in self.run.snapshots:
-            save(self.copy, self.folder / f"step_{step}.keras")
+            self.save(f"step_{step}.keras")
         (self.folder / "samples").mkdir(exist_ok=True)
         write_picture(self.folder / "samples" / f"epoch_{epoch + 1:04d}.png", sheet)
         with self.images.as_default():
@@ -239,9 +252,9 @@ class Keeper(keras.callbacks.Callback):
         self.images.flush()
         self.validation.draw(self.folder, self.log.rows)
         # The backup comes last: a run killed before this line repeats the epoch.
-        part = self.folder / "backup.part.weights.h5"
-        self.model.save_weights(part)
-        os.replace(part, self.folder / "backup.weights.h5")
+        with whole(self.folder / "backup.weights.h5") as part:
+            part.write_bytes(bytes(self.backup_size()))  # on a full disk, HDF5 would crash the process
+            self.model.save_weights(part)
         done, left = epoch + 1 - self.first, self.params["epochs"] - epoch - 1
         end = (time.perf_counter() - self.began) / done * left  # validation included
         print(f"epoch {epoch + 1} of {self.params['epochs']}: {seconds / self.steps:.3f} s a step"
@@ -249,6 +262,20 @@ class Keeper(keras.callbacks.Callback):
         if self.log.stale(self.run.early_stopping):
             print(f"early stopping: no better {self.validation.key} for {self.run.early_stopping} epochs")
             self.model.stop_training = True
+
+    def save(self, name: str) -> None:
+        with whole(self.folder / name) as part:
+            self.copy.save(part)
+
+    def backup_size(self) -> int:
+        """Bytes that a backup takes: those of the last one, or at first what its weights need."""
+        try:
+            return os.path.getsize(self.folder / "backup.weights.h5")
+        except FileNotFoundError:
+            holders = [value for value in vars(self.model).values()
+                       if isinstance(value, (keras.Layer, keras.optimizers.Optimizer))]
+            # HDF5 adds about 1 kB to each.
+            return sum(4 * math.prod(weight.shape) + 2048 for part in holders for weight in part.variables)
 
 
 def averaging(momentum: float) -> dict[str, Any]:
@@ -327,37 +354,3 @@ def _duration(seconds):
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min"
-
-
-def save(network: keras.Model, path: Path) -> None:
-    """Save a network as `.keras`, whole or not at all."""
-    part = path.with_name(f"part_{path.name}")
-    network.save(part)
-    os.replace(part, path)
-
-
-def _keep_settings(path, settings, begun):
-    """Write the settings, or refuse to go on with a run that has begun with others."""
-    now = yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False)
-    if begun and path.exists():
-        before, after = (_flat(yaml.safe_load(text)) for text in (path.read_text(), now))
-        # A run may move to another folder and another machine; a setting that it does not know is newer.
-        changed = [key for key in after if key not in ("run.folder", "run.replicas", "run.precision")
-                   and before.get(key, after[key]) != after[key]]
-        if changed:
-            raise InputError(
-                f"{path.parent}: this run was started with another {changed[0]} "
-                f"({before[changed[0]]}, now {after[changed[0]]}); choose another --run.folder "
-                "(and --start to begin with this run's weights)"
-            )
-    else:
-        path.write_text(now)
-
-
-def _flat(settings, prefix=""):
-    """Nested settings as one dict, with names as on the command line: `run.seed`."""
-    flat = {}
-    for key, value in (settings or {}).items():
-        name = f"{prefix}{key}"
-        flat.update(_flat(value, f"{name}.") if isinstance(value, dict) else {name: value})
-    return flat

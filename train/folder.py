@@ -1,0 +1,100 @@
+"""The files of a run's folder: each written whole or not at all, all by one process at a time."""
+
+import contextlib
+import dataclasses
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from superres.errors import InputError
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+ELSEWHERE = "choose another --run.folder (and --start to begin with this run's weights)"
+
+
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Make a folder and be the only process that trains in it, until the block or the process ends.
+
+    The lock is on the file `lock`, which stays; file systems without locks do without.
+
+    Raises:
+        InputError: if the folder cannot be written, or another process trains in it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+        lock = open(folder / "lock", "a")  # noqa: SIM115
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be written ({error.strerror})") from None
+    with lock:
+        if fcntl:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(f"{folder}: another process trains in this folder; wait for it, stop it, "
+                                 "or choose another --run.folder") from None
+            except OSError:
+                pass
+        for part in folder.glob("part_*"):  # what a killed process left
+            part.unlink()
+        yield
+
+
+@contextlib.contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Gives a path to write to, which becomes `path` at the end of the block, or vanishes if that fails."""
+    part = path.with_name(f"part_{path.name}")
+    try:
+        yield part
+        os.replace(part, path)
+    except OSError as error:
+        raise OSError(f"{path}: cannot be written ({error.strerror or error})") from None
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def keep_settings(path: Path, settings: Any, begun: bool) -> None:
+    """Write the settings, or refuse to go on with a run that has begun with others."""
+    now = yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False)
+    if begun and path.exists():
+        before, after = _read(path), _flat(yaml.safe_load(now))
+        # A run may move to another folder and another machine; a setting that it does not know is newer.
+        changed = [key for key in after if key not in ("run.folder", "run.replicas", "run.precision")
+                   and before.get(key, after[key]) != after[key]]
+        if changed:
+            raise InputError(f"{path.parent}: this run was started with another {changed[0]} "
+                             f"({before[changed[0]]}, now {after[changed[0]]}); {ELSEWHERE}")
+    else:
+        with whole(path) as part:
+            part.write_text(now)
+
+
+def _read(path):
+    """The settings of a run, flat."""
+    try:
+        settings = _flat(yaml.safe_load(path.read_text()))
+        if "run.seed" not in settings:  # `run` comes last
+            raise ValueError("its end is missing")
+        return settings
+    except (ValueError, AttributeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())[:160]
+        raise InputError(f"{path}: damaged ({reason}); restore it, or remove it to go on with the settings "
+                         "given now if the run was started with them") from None
+
+
+def _flat(settings, prefix=""):
+    """Nested settings as one dict, with names as on the command line: `run.seed`."""
+    flat = {}
+    for key, value in (settings or {}).items():
+        name = f"{prefix}{key}"
+        flat.update(_flat(value, f"{name}.") if isinstance(value, dict) else {name: value})
+    return flat

@@ -7,11 +7,12 @@
     python upscale.py pixel_recursive-celeba face.jpg --crop face --samples 4 -o upscaled
     python upscale.py --list
 
-MODEL is a shipped network, which --list names, or a .keras file. Every kind of picture that
-Pillow reads works, at any size from 1 x 1 up: grey, palette, CMYK, 16 bits and floats, with alpha,
-rotated by EXIF, and all frames of GIF, WebP, APNG and of TIFF's pages. The result is a PNG, grey
-where the picture was grey, with its colour profile, EXIF and resolution; an animation stays one
-of its kind. Large pictures are computed in tiles, which changes nothing but the memory needed.
+MODEL is a shipped network, which --list names, a .keras file, or hf://user/name (or
+hf://user/name@revision) on the Hugging Face hub. Every kind of picture that Pillow reads works, at
+any size from 1 x 1 up: grey, palette, CMYK, 16 bits and floats, with alpha, rotated by EXIF, and
+all frames of GIF, WebP, APNG and of TIFF's pages. The result is a PNG, grey where the picture was
+grey, with its colour profile, EXIF and resolution; an animation stays one of its kind. Large
+pictures are computed in tiles, which changes nothing but the memory needed.
 
 A network with noise, such as SRMAP's, draws as many samples as are asked for, from the seeds
 S, S + 1 and so on of `--seed S`; `--stochasticity` also draws where they differ.
@@ -194,7 +195,7 @@ def main(
     WebP, TIFF, AVIF and GIF. `upscale.py --list` shows the networks that are shipped.
 
     Args:
-        model: A shipped network's name, or a .keras file.
+        model: A shipped network's name, a .keras file, or hf://user/name on the Hugging Face hub.
         inputs: Picture files, folders of pictures, and patterns such as "scans/*.tif".
         output: Folder for the results, NAME_xSCALE.png; a second NAME becomes NAME_xSCALE_2.png.
         format: What the results are written as; png unless given, and of animations their own kind.

@@ -67,7 +67,7 @@ def main(
     """Measure a trained network on pictures, beside bicubic interpolation.
 
     Args:
-        model: A shipped network's name, or a .keras file.
+        model: A shipped network's name, a .keras file, or hf://user/name on the Hugging Face hub.
         data: A folder of HR pictures or a name of the catalogue (its test split).
         against: What the network was trained on, a folder or a name (its training split): warn of
             every picture that looks like one of it, at another size or compression too.

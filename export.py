@@ -52,6 +52,7 @@ from tensorflow_serving.config import model_server_config_pb2
 from superres.datasets.color import rgb_to_ycbcr, ycbcr_to_rgb
 from superres.errors import InputError
 from superres.layers import BicubicUpsampling2D
+from superres.models import hub
 from superres.models.sampler import Sampler
 from superres.models.upscaler import SMALLEST, ThumbnailUpscaler, Upscaler, load
 
@@ -247,7 +248,7 @@ def export(model: Path | str, folder: Path | str, name: str | None, version: int
         raise InputError(f"--version: expected a positive integer of 64 bits, found {version}")
     config = read_config(Path(folder, "models.config"))
     network = load(model, precision)
-    name = Path(model).stem if name is None else name
+    name = hub.stem(model) if name is None else name
     if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
         raise InputError(f"--name: expected letters, digits, '_', '-' and '.', found {name!r}")
     target = Path(folder, name, str(version))
@@ -286,7 +287,7 @@ def main(
     """Export a trained network for TensorFlow Serving.
 
     Args:
-        model: A shipped network's name, or a .keras file.
+        model: A shipped network's name, a .keras file, or hf://user/name on the Hugging Face hub.
         folder: Where the served models live; a second model is added to it.
         version: A positive number. The server serves the highest one.
         precision: What the network computes in.

@@ -8,11 +8,12 @@
     python upscale.py pixel_recursive-celeba face.jpg --crop face --samples 4 -o upscaled
     python upscale.py --list
 
-MODEL is a shipped network, which --list names, or a .keras file. Every kind of picture that
-Pillow reads works, at any size from 1 x 1 up: grey, palette, CMYK, 16 bits and floats, with alpha,
-rotated by EXIF, and all frames of GIF, WebP, APNG and of TIFF's pages. The result is a PNG, grey
-where the picture was grey, with its colour profile, EXIF and resolution; an animation stays one
-of its kind. Large pictures are computed in tiles, which changes nothing but the memory needed.
+MODEL is a shipped network, which --list names, a .keras file, or hf://user/name (or
+hf://user/name@revision) on the Hugging Face hub. Every kind of picture that Pillow reads works, at
+any size from 1 x 1 up: grey, palette, CMYK, 16 bits and floats, with alpha, rotated by EXIF, and
+all frames of GIF, WebP, APNG and of TIFF's pages. The result is a PNG, grey where the picture was
+grey, with its colour profile, EXIF and resolution; an animation stays one of its kind. Large
+pictures are computed in tiles, which changes nothing but the memory needed.
 
 Videos (with PyAV: `pip install av`) become H.264 in MP4 or Matroska, frame by frame, with their sound,
 times, chapters and colours. A run that was stopped goes on where it was when started again.
@@ -215,7 +216,7 @@ def main(
     networks that are shipped.
 
     Args:
-        model: A shipped network's name, or a .keras file.
+        model: A shipped network's name, a .keras file, or hf://user/name on the Hugging Face hub.
         inputs: Picture and video files, folders of them, and patterns such as "scans/*.tif".
         output: Folder for the results, NAME_xSCALE.png; a second NAME becomes NAME_xSCALE_2.png.
         format: What pictures are written as; png unless given, and of animations their own kind.

@@ -24,6 +24,7 @@ from superres.datasets.thumbnails import Crop, thumbnail
 from superres.errors import InputError
 from superres.layers import ConsistentPicture  # and registers all layers that saved networks hold
 from superres.layers.base import Tensor
+from superres.models import hub
 from superres.models.sampler import Sampler, draws
 
 # Smaller images are continued symmetrically, by so many pixels, before they enter a network.
@@ -341,23 +342,42 @@ def upscaler(network: keras.Model) -> Upscaler:
     return kind(network.inputs, network.outputs, name=network.name)
 
 
-def load(path: Path | str, precision: Literal["float32", "bfloat16"] = "float32") -> Upscaler:
-    """Load a saved network (`.keras`) as an `Upscaler`.
-
-    Args:
-        path: A file, or the name of a network that is shipped, such as `"lapsrn-x4"`.
-        precision: What it computes in, `"float32"` or `"bfloat16"`.
+def network_file(path: Path | str) -> Path:
+    """The `.keras` file that `load` loads, downloaded first where it is on the Hugging Face hub.
 
     Raises:
-        InputError: if the file is missing or no saved network.
+        InputError: if there is none.
     """
+    if hub.is_address(path):
+        return hub.download(path)
     if not Path(path).is_file() and (WEIGHTS / f"{path}.keras").is_file():
-        path = WEIGHTS / f"{path}.keras"
+        return WEIGHTS / f"{path}.keras"
     if not Path(path).is_file():
         shipped = ", ".join(sorted(file.stem for file in WEIGHTS.glob("*.keras")))
         raise InputError(f"{path}: no such model file; shipped are {shipped}")
+    return path
+
+
+def load(path: Path | str, precision: Literal["float32", "bfloat16"] = "float32") -> Upscaler:
+    """Load a saved network (`.keras`) as an `Upscaler`.
+
+    A stranger's file runs no code of its own: Keras's safe mode is on, which refuses Lambda layers,
+    functions as bytecode and SavedModels, and makes no objects but Keras's, this package's and
+    those that the program has registered with Keras. Older versions of Keras had holes in it, so
+    pyproject.toml asks for 3.15.1. It is no sandbox: a file can still ask for more memory or time than
+    there is, and `keras.config.enable_unsafe_deserialization()` ends it for the whole program.
+
+    Args:
+        path: A file, the name of a network that is shipped, such as `"lapsrn-x4"`, or an address
+            on the Hugging Face hub, `"hf://user/name"` or `"hf://user/name@revision"`.
+        precision: What it computes in, `"float32"` or `"bfloat16"`.
+
+    Raises:
+        InputError: if the file is missing, cannot be downloaded or is no saved network.
+    """
+    file = network_file(path)
     try:
-        network = keras.saving.load_model(path, compile=False)
+        network = keras.saving.load_model(file, compile=False, safe_mode=True)
     except Exception as error:  # Keras raises whatever the broken part raised
         reason = " ".join(str(error).split())[:160]
         raise InputError(f"{path}: not a saved Keras model ({reason})") from None

@@ -37,7 +37,7 @@ def test_the_wheel_keeps_to_its_own_folder(run):
         "superres", f"superres-{importlib.metadata.version('superres')}.dist-info"}
     assert {part[1] for part in files if part[0] == "superres"} == {
         "__init__.py", "commands.py", "cubic.py", "errors.py", "evaluate.py", "export.py", "precision.py",
-        "upscale.py",
+        "push.py", "upscale.py",
         "datasets", "layers", "losses", "metrics", "models", "train", "weights"} | {
         part[1] for part in files if part[1] == "__pycache__"}
     # The others' are still whole, and ours is not the checkout.
@@ -52,6 +52,7 @@ def test_every_command_runs(run):
     assert "1 upscaled, 0 failed" in run("superres-upscale", "lapsrn-x2", "small.png", "-o", "out")
     assert "mean" in run("superres-evaluate", "lapsrn-x4", "--data", "photos", "--limit", "1")
     run("superres-export", "lapsrn-x2", "exported", "--version", "1")
+    run("superres-push", "--help")
     trained = run("superres-train", "lapsrn", "--epochs", "1", "--steps", "2", "--run.folder", "run")
     assert trained.startswith("preset quick: ")
     assert "PAPER one of lapsrn" in run("superres-train", "lapsrm", status=1)

@@ -60,6 +60,7 @@ else:
     examples = [Example(f"astronaut_{i}", face[10 * i : 120 + 10 * i, 40:160]) for i in range(6)]
     known = held_out = Thumbnails(examples, 8, 4)
 faces = held_out[100:] if FACES else held_out  # the first hundred chose the best epoch
+faces = faces[:2] if QUICK else faces
 print(f"{len(known)} pictures to train on, {len(faces)} to test on")
 
 
@@ -102,8 +103,9 @@ plt.show()
 # the left that is within reach.
 
 # %%
-figure, axes = plt.subplots(1, 4, figsize=(12, 3.3), layout="constrained")
-for axis, blocks in zip(axes, (0, 1, 3, 6), strict=True):
+depths = (0, 1) if QUICK else (0, 1, 3, 6)
+figure, axes = plt.subplots(1, len(depths), figsize=(12, 3.3), layout="constrained")
+for axis, blocks in zip(axes, depths, strict=True):
     prior = prior_network(32, filters=8, blocks=blocks, head=64)
     features = keras.Model(prior.input, prior.get_layer("last").output)
     base = np.random.default_rng(0).random((1, 32, 32, 3), "float32")
@@ -130,12 +132,14 @@ plt.show()
 
 # %%
 preset = PRESETS["corners"][1]
+if QUICK:
+    preset = dataclasses.replace(preset, filters=4, blocks=1, batch=4)
 corners_train, _, corners_test = split_thumbnails(preset)
-corners_test = corners_test[:100]
+corners_test = corners_test[: 12 if QUICK else 100]
 networks = {}
 for kind in ("regression", "independent"):
     model = trainer(dataclasses.replace(preset, model=kind))
-    model.fit(corners_train.dataset(), steps_per_epoch=5 if QUICK else 400, verbose=0, shuffle=False)
+    model.fit(corners_train.dataset(), steps_per_epoch=1 if QUICK else 400, verbose=0, shuffle=False)
     networks[kind] = model.network
 networks["recursive"] = upscaler.load(ROOT / "weights" / "pixel_recursive-corners.keras")
 drawn = {name: Sampler(network).sample(corners_test.lr, batch=100) for name, network in networks.items()}
@@ -209,7 +213,7 @@ columns += [sampler.sample(some.lr, temperature)[0] for temperature in (1.0, 1.1
 show(contact_sheet(list(zip(*columns, some.hr, strict=True)), 3), 11)
 
 # %%
-count = 4 if QUICK else 200
+count = 2 if QUICK else 200
 result, methods = evaluate_thumbnails(network, faces[:count], known)
 print(thumbnail_table(result))
 print("regression:", {key: round(value, 5) for key, value in sample_quality(
@@ -240,7 +244,7 @@ print(f"a face and its sample: {psnr(a, b):.1f} dB, with 8-bit integers {wrapped
 
 # %%
 some = faces[:6]
-samples = sampler.sample(some.lr, samples=2 if QUICK else 16)
+samples = sampler.sample(some.lr, samples=1 if QUICK else 16)
 rows = []
 for i in range(len(some)):
     spread = samples[:, i].astype("float64").std(0).mean(-1, keepdims=True)

@@ -11,10 +11,13 @@ os.environ.setdefault("CUDA_VISIBLE_DEVICES", "-1")
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from superres import commands, upscale
 from superres.datasets import catalogue
 from superres.datasets.pictures import read_picture, write_picture
+from superres.train.lapsrn import Settings
+from superres.train.loop import RunSettings
 
 ROOT = Path(__file__).parent.parent
 
@@ -51,6 +54,40 @@ def grain(tmp_path_factory):
     for i in range(5):
         write_picture(folder / f"{i}.png", rng.integers(0, 256, (48, 64, 3), "uint8"))
     return folder
+
+
+@pytest.fixture(scope="module")
+def eagerly():
+    """In the whole file nothing is compiled, which takes longer than all that such small networks compute."""
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture(scope="session")
+def settings_of(tmp_path_factory, photos):
+    """Settings of a training of seconds in a folder: LapSRN on six small photographs."""
+    data = tmp_path_factory.mktemp("pictures")
+    for i in range(6):
+        write_picture(data / f"{i}.png", photos["astronaut"][40 * i : 40 * i + 64, 60 * i : 60 * i + 80])
+
+    def settings(folder, precision="float32", early_stopping=0, replicas=0, **changes):
+        run = RunSettings(str(folder), precision, replicas, early_stopping=early_stopping)
+        small = {"data": (str(data),), "filters": 4, "depth": (2,), "patch": 8, "batch": 4, "steps": 3,
+                 "epochs": 3, "val_pictures": 1, "test_pictures": 1}
+        return Settings(**{**small, **changes}, run=run)
+
+    return settings
+
+
+@pytest.fixture
+def tiny(settings_of, tmp_path):
+    """Function of a run's name, and of what is to be changed, to such settings."""
+
+    def settings(name="run", *given, **changes):
+        return settings_of(tmp_path / name, *given, **changes)
+
+    return settings
 
 
 @pytest.fixture

@@ -1,0 +1,208 @@
+"""train/loop.py: how a run stops, goes on, and tells; a training of small networks, not compiled."""
+
+import os
+import re
+import signal
+
+import keras
+import numpy as np
+import pytest
+import yaml
+from test_train import STEPS, assert_same_run, at_step, interrupt, rows, weights
+
+import superres.train.lapsrn as script
+from superres.datasets.patches import Patches
+from superres.errors import InputError
+from superres.train.lapsrn import main
+from superres.train.log import Log
+from superres.train.loop import Keeper, _duration
+
+pytestmark = [pytest.mark.usefixtures("eagerly"),
+              pytest.mark.filterwarnings("ignore:Even though the `tf.config:UserWarning")]
+KILLED = """
+import os, signal, sys
+from superres.train.lapsrn import *
+from superres.train.loop import Keeper
+tf.config.run_functions_eagerly(True)
+def kill(self, batch, logs=None):
+    if self.model.optimizer.iterations.numpy() == {step}:
+        os.kill(os.getpid(), signal.SIGKILL)
+Keeper.on_train_batch_end = kill
+main("quick", {settings})
+"""
+
+
+@pytest.fixture(scope="module")
+def whole(settings_of, eagerly, tmp_path_factory):
+    """A run of three epochs that nothing stopped."""
+    folder = tmp_path_factory.mktemp("whole")
+    main("quick", settings_of(folder))
+    return folder
+
+
+def test_a_run_on_fixed_patches_walks_them_and_goes_on_to_the_bit(tiny, tmp_path, monkeypatch):
+    # Four pictures train: 4 x 3 patches in batches of 4 are STEPS steps.
+    seen, numbers = {}, Patches._numbers
+
+    def noted(self, number):
+        seen[number] = numbers(self, number)
+        return seen[number]
+
+    monkeypatch.setattr(Patches, "_numbers", noted)
+    main("quick", tiny("whole", patches=3))
+    for epoch in range(3):
+        walked = np.concatenate([seen[STEPS * epoch + step] for step in range(STEPS)])
+        assert sorted(walked) == list(range(12))
+    with monkeypatch.context() as patch:
+        patch.setattr(Keeper, "on_train_batch_end", at_step(STEPS + 2, interrupt))
+        with pytest.raises(KeyboardInterrupt):
+            main("quick", tiny("stopped", patches=3))
+    main("quick", tiny("stopped", patches=3))
+    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
+
+
+def test_a_run_stopped_while_it_saves_goes_on(tiny, tmp_path, monkeypatch, whole):
+    saved = []
+
+    def save_weights(self, path, **options):
+        saved.append(path)
+        if len(saved) == 2:
+            path.write_bytes(b"half a backup")
+            raise OSError("No space left on device")
+        return keras.Model.save_weights(self, path, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(script.LapSRNTrainer, "save_weights", save_weights, raising=False)
+        with pytest.raises(OSError, match="No space left"):
+            main("quick", tiny("stopped"))
+    assert len(rows(tmp_path / "stopped")) == 2  # one more than the backup knows of
+    main("quick", tiny("stopped"))
+    assert_same_run(tmp_path / "stopped", whole)
+
+
+def test_a_killed_process_goes_on(tiny, tmp_path, run_command, whole):
+    result = run_command("-c", KILLED.format(step=STEPS + 2, settings=repr(tiny("killed"))))
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    assert len(rows(tmp_path / "killed")) == 1
+    main("quick", tiny("killed"))
+    assert_same_run(tmp_path / "killed", whole)
+
+
+def test_a_finished_run_is_left_as_it_is(tiny, tmp_path, capsys):
+    for _ in range(2):
+        main("quick", tiny(epochs=1))
+        files = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.*")}
+    assert "done already, after 1 of 1 epochs" in capsys.readouterr().out
+    assert files == {path: path.read_bytes() for path in (tmp_path / "run").glob("*.*")}
+    assert len(rows(tmp_path / "run")) == 1
+
+
+def test_a_run_does_not_go_on_with_other_settings(tiny):
+    main("quick", tiny(epochs=1))
+    with pytest.raises(InputError, match=r"started with another learning_rate \(0.001, now 0.1\)"):
+        main("quick", tiny(epochs=1, learning_rate=0.1))
+
+
+def test_settings_that_never_trained_do_not_bind(tiny, tmp_path):
+    with pytest.raises(InputError, match="scale 2 has 1 levels, but depth names 2"):
+        main("quick", tiny(epochs=1, depth=(2, 2)))
+    main("quick", tiny(epochs=1))
+    assert yaml.safe_load((tmp_path / "run" / "settings.yaml").read_text())["depth"] == [2]
+
+
+def test_a_damaged_backup_is_named(tiny, tmp_path):
+    main("quick", tiny())
+    (tmp_path / "run" / "backup.weights.h5").write_bytes(b"no weights")
+    with pytest.raises(InputError, match=r"backup\.weights\.h5: cannot go on from it"):
+        main("quick", tiny())
+
+
+def test_batch_must_divide_by_the_replicas(tiny, monkeypatch):
+    class Three:
+        num_replicas_in_sync = 3
+
+    monkeypatch.setattr("superres.train.loop.strategy", lambda replicas: Three)
+    with pytest.raises(InputError, match="batch: 4 does not divide by 3 replicas"):
+        main("quick", tiny())
+
+
+def test_a_run_that_diverges_stops_and_keeps_the_best_network(tiny, tmp_path, monkeypatch):
+    batch = Patches.batch_number
+
+    def poisoned(self, number):
+        lr, targets = batch(self, number)
+        return (lr * np.nan if number == STEPS + 1 else lr), targets
+
+    monkeypatch.setattr(Patches, "batch_number", poisoned)
+    with pytest.raises(InputError, match=r"the loss is nan at step 2 of the epoch; model\.keras holds"):
+        main("quick", tiny())
+    assert len(rows(tmp_path / "run")) == 1
+    assert all(np.isfinite(array).all() for array in weights(tmp_path / "run", "model.keras"))
+
+
+def test_a_learning_rate_beyond_all_bounds_is_an_error(tiny):
+    with pytest.raises(InputError, match=r"stopped, the (loss|validation PSNR) is"):
+        main("quick", tiny(learning_rate=1e30, loss="charbonnier"))
+
+
+def test_early_stopping_ends_a_run_for_good(tiny, tmp_path, capsys):
+    # Nothing is learned, so that no epoch is better than the first.
+    for _ in range(2):
+        main("quick", tiny(epochs=9, steps=1, learning_rate=0.0, early_stopping=2))
+        assert len(rows(tmp_path / "run")) == 3
+    out = capsys.readouterr().out
+    assert "early stopping: no better val_psnr_y for 2 epochs" in out
+    assert "done already, after 3 of 9 epochs" in out
+
+
+def test_model_is_the_best_epoch_and_last_is_the_last(tiny, tmp_path, monkeypatch):
+    scores = iter([20.0, 30.0, 25.0])
+    kept = {}
+    on_epoch_end = Keeper.on_epoch_end
+
+    def keep(self, epoch, logs=None):
+        on_epoch_end(self, epoch, logs)
+        kept[epoch] = self.network.get_weights()
+
+    monkeypatch.setattr(Keeper, "on_epoch_end", keep)
+    monkeypatch.setattr("superres.train.validation.quality",
+                        lambda *args: {"psnr_y": next(scores, 0.0), "ssim_y": 0.5})
+    main("quick", tiny())
+    for name, epoch in (("model.keras", 1), ("last.keras", 2)):
+        for one, two in zip(weights(tmp_path / "run", name), kept[epoch], strict=True):
+            np.testing.assert_array_equal(one, two)
+
+
+def test_a_run_leaves_the_precision_as_it_was(tiny):
+    main("quick", tiny(precision="mixed_bfloat16", epochs=1))
+    assert keras.config.dtype_policy().name == "float32"
+
+
+def test_a_run_tells_when_it_ends(tiny, capsys):
+    main("quick", tiny(epochs=2))
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("epoch ")]
+    assert re.fullmatch(r"epoch 1 of 2: \d\.\d{3} s a step, ends in about \d+ s", lines[0])
+    assert re.fullmatch(r"epoch 2 of 2: \d\.\d{3} s a step", lines[1])
+
+
+@pytest.mark.parametrize(("seconds", "text"), [
+    (5.4, "5 s"), (89, "89 s"), (120, "2 min"), (3599, "1 h 0 min"), (7500, "2 h 5 min")])
+def test_durations_are_words(seconds, text):
+    assert _duration(seconds) == text
+
+
+def test_log_can_be_cut_back(tmp_path):
+    log = Log(tmp_path / "log.csv", "val_psnr_y")
+    for epoch, score in enumerate([1.0, 3.0, 2.0], start=1):
+        log.add({"epoch": epoch, "val_psnr_y": score})
+        assert log.is_best() == (epoch < 3)
+    again = Log(tmp_path / "log.csv", "val_psnr_y")
+    again.rewind(3)
+    assert not again.is_best()
+    assert not again.stale(2)
+    assert again.stale(1)
+    again = Log(tmp_path / "log.csv", "val_psnr_y")
+    again.rewind(2)
+    assert again.is_best()
+    assert not again.stale(1)
+    assert os.listdir(tmp_path) == ["log.csv"]

@@ -7,7 +7,8 @@
 
 Networks of any size: HR pictures are cropped to a multiple of the scale; LR is made from them, rounded to 8
 bits; SR is rounded to 8 bits before it is measured. PSNR and SSIM leave out a border of
-`scale` pixels. Y is BT.601's; grey pictures are measured as they are.
+`scale` pixels; pictures that have nothing within it are left out. Y is BT.601's; grey pictures are
+measured as they are, and as RGB where only one of a given LR and HR is grey.
 
 Networks with noise draw samples: the measures are means over them, and two more say how
 faithful they are to LR: the worst sample's LR-PSNR, and the PSNR of the mean squared error.

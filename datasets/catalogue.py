@@ -133,6 +133,8 @@ def _folder(folder, split, held_out):
         )
     if held_out:  # by the file's number: nothing is read of the other split
         paths = [path for number, path in enumerate(paths) if (number % held_out == 0) == (split == "test")]
+        if not paths:
+            raise InputError(f"{folder}: one picture cannot be parted, one in {held_out} held out")
     found = 0
     for path in paths:
         try:

@@ -1,5 +1,6 @@
 """How a low-resolution picture is made from a high-resolution one."""
 
+import warnings
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from typing import TYPE_CHECKING, Literal
@@ -144,13 +145,25 @@ def realworld(picture: np.ndarray, scale: int, rng: np.random.Generator) -> np.n
 
 def degraded(examples: "Iterable[Example]", scale: int,
              degradation: Literal["bicubic", "realworld", "realworld-fresh"]) -> Iterator[Triple]:
-    """(name, lr, hr) of every example; `realworld` kernels are the same at every call."""
+    """Yield (name, lr, hr) of every example; `realworld` kernels are the same at every call.
+
+    Where one picture of a given pair is grey and the other RGB, both become RGB. Pictures that
+    have nothing within the border of `scale` pixels, which measures leave out, are left out
+    with a warning.
+
+    Raises:
+        InputError: if a given LR does not fit its HR, or no picture is left.
+    """
+    small, found = [], False
     for number, example in enumerate(examples):
         hr = mod_crop(example.hr, scale)
-        if hr.size == 0:
-            raise InputError(f"{example.name}: smaller than the scale, {scale}")
+        if min(hr.shape[:2]) <= 2 * scale:
+            small.append(example.name)
+            continue
         if example.lr is not None:
             lr = example.lr
+            if lr.shape[-1] != hr.shape[-1]:
+                lr, hr = (np.repeat(x, 3 // x.shape[-1], -1) for x in (lr, hr))
             if tuple(n * scale for n in lr.shape[:2]) != hr.shape[:2]:
                 raise InputError(
                     f"{example.name}: LR {lr.shape[:2]} does not fit HR {hr.shape[:2]} at x{scale}"
@@ -159,4 +172,11 @@ def degraded(examples: "Iterable[Example]", scale: int,
             lr = imresize(hr, 1 / scale)
         else:
             lr = realworld(hr, scale, np.random.default_rng((1, number)))
+        found = True
         yield example.name, lr, hr
+    if small and not found:
+        raise InputError(f"{small[0]}: too small, no picture has more than {2 * scale} pixels on both sides, "
+                         f"which are all border at x{scale} ({len(small)} smaller pictures found)")
+    if small:
+        warnings.warn(f"left out, at most {2 * scale} pixels on a side are all border at x{scale}: "
+                      + ", ".join(small), stacklevel=2)

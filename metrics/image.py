@@ -163,8 +163,8 @@ def quality(hr: np.ndarray, sr: np.ndarray, scale: int) -> dict[str, float]:
     All are finite: see `finite_psnr`.
     """
     y_hr, y_sr = (luma(_to_double(picture)) for picture in (hr, sr))
-    # A picture hardly larger than its border is measured whole.
-    border = scale if min(hr.shape[:2]) > 4 * scale else 0
+    # A picture that is all border is measured whole.
+    border = scale if min(hr.shape[:2]) > 2 * scale else 0
     return {
         "psnr_y": finite_psnr(y_hr, y_sr, border),
         "ssim_y": ssim(y_hr, y_sr, border),

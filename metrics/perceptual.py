@@ -26,14 +26,17 @@ class _FeatureDistance:
 
     def __call__(self, reference: np.ndarray, picture: np.ndarray) -> float:
         """The distance of two pictures, (H, W, 3) in [0, 1] or uint8."""
-        return float(sum(difference.mean() for difference in self._differences(reference, picture)))
+        return float(sum(map(np.mean, self._differences(reference, picture))))
 
-    def map(self, reference: np.ndarray, picture: np.ndarray) -> np.ndarray:
-        """Where they differ, (H, W): the layers' differences, resized bilinearly and added up."""
+    def with_map(self, reference: np.ndarray, picture: np.ndarray) -> tuple[float, np.ndarray]:
+        """The distance, and where they differ, (H, W): the layers' differences, resized bilinearly and added.
+
+        The map's mean is nearly, but not exactly, the distance: resizing changes a layer's mean.
+        """
+        differences = list(self._differences(reference, picture))
         enlarged = [max(n, SMALLEST) for n in reference.shape[:2]]
-        total = sum(resize(difference, enlarged, order=1, mode="edge")
-                    for difference in self._differences(reference, picture))
-        return total[: reference.shape[0], : reference.shape[1]]
+        total = sum(resize(difference, enlarged, order=1, mode="edge") for difference in differences)
+        return float(sum(map(np.mean, differences))), total[: reference.shape[0], : reference.shape[1]]
 
 
 class SqueezeNetDistance(_FeatureDistance):
@@ -139,7 +142,7 @@ def diversity_score(maps: np.ndarray | list[np.ndarray]) -> float:
 
     Args:
         maps: (K, H, W), the distance of each sample from HR at each pixel, such as
-            `LPIPS.map` gives; S10 is that of ten samples.
+            `LPIPS.with_map` gives; S10 is that of ten samples.
 
     Source: Lugmayr et al., "NTIRE 2021 Learning the Super-Resolution Space Challenge",
     section 3.2.

@@ -27,7 +27,7 @@ def evaluate(network: Upscaler, pairs: Iterable[Triple],
 
     Args:
         distances: Dict of name -> function of (HR, SR), measured too, such as
-            `metrics.perceptual.LPIPS`.
+            `metrics.perceptual.LPIPS`; the first also with a `with_map` where there are samples.
         samples: How many images a network with noise draws of each LR; None: one. Measures
             are means over them.
         options: `temperature`, `seed`, `ensemble`: see `models.upscaler.Upscaler.draw`.
@@ -41,6 +41,8 @@ def evaluate(network: Upscaler, pairs: Iterable[Triple],
         first distance.
     """
     scale, drawn = network.scale, network.draws_samples
+    distances = distances or {}
+    mapped = next(iter(distances), None) if drawn and (samples or 1) > 1 else None  # for the diversity score
     methods = {
         "network": lambda lr: [*network.draw(lr, samples, **options)],
         "bicubic": lambda lr: [imresize(lr, scale)],
@@ -55,14 +57,17 @@ def evaluate(network: Upscaler, pairs: Iterable[Triple],
             start = time.perf_counter()
             drawings = upscale(lr)
             seconds = (time.perf_counter() - start) / len(drawings)
-            drawings = [to_uint8(sr) for sr in drawings]
-            scores = [{**quality(hr, sr, scale),
-                       **{key: distance(hr, sr) for key, distance in (distances or {}).items()}}
-                      for sr in drawings]
+            scores, maps = [], []
+            for sr in map(to_uint8, drawings):
+                scores.append(quality(hr, sr, scale))
+                for key, distance in distances.items():
+                    if key == mapped:
+                        scores[-1][key], differences = distance.with_map(hr, sr)
+                        maps.append(differences)
+                    else:
+                        scores[-1][key] = distance(hr, sr)
             row[method] = {**average(scores, drawn), "seconds": seconds}
-            if drawn and (samples or 1) > 1 and distances:
-                distance = next(iter(distances.values()))
-                maps = [distance.map(hr, sr) for sr in drawings]
+            if maps:
                 row[method]["diversity_score"] = diversity_score(maps)
         pictures.append({**row.pop("network"), **row})
     megapixels = sum(p["megapixels"] for p in pictures)

@@ -224,6 +224,13 @@ def test_bad_file_is_left_out_with_a_warning(folder):
     assert [example.name for example in examples] == ["c", "a"]
 
 
+def test_one_picture_cannot_be_parted(tmp_path, photo):
+    write_picture(tmp_path / "a.png", photo)
+    assert len(list(load(tmp_path, "test", held_out=2))) == 1
+    with pytest.raises(InputError, match="one picture cannot be parted, one in 2 held out"):
+        list(load(tmp_path, "train", held_out=2))
+
+
 def test_folder_of_bad_files_alone(tmp_path):
     (tmp_path / "a.png").touch()
     with (

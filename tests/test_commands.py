@@ -13,6 +13,7 @@ from superres.datasets.degradations import imresize
 from superres.datasets.pictures import Picture, read_picture, write_picture
 from superres.errors import InputError
 from superres.metrics import quality, report
+from superres.models import srgan, srmap
 from superres.models.lapsrn import lapsrn
 from superres.models.upscaler import load
 from superres.train.lapsrn import PRESETS, Settings
@@ -178,6 +179,52 @@ def test_evaluate_measures_the_smallest_pictures(model):
     hr = np.random.default_rng(0).integers(0, 256, (2, 4, 3), "uint8")
     result = report.evaluate(load(model), [("tiny", imresize(hr, 0.5), hr)])
     assert np.isfinite(result["mean"]["psnr_y"])
+
+
+@pytest.mark.parametrize("suffix", ["PNG", "Jpg", "PDF"])
+def test_a_figure_may_be_named_in_capitals(call, model, photo, tmp_path, suffix):
+    write_picture(tmp_path / "a.png", photo[:20, :24])
+    call(evaluate.main, model, "--data", tmp_path, "--figure", tmp_path / f"figure.{suffix}")
+    start = {"PNG": b"\x89PNG", "Jpg": b"\xff\xd8", "PDF": b"%PDF"}[suffix]
+    assert (tmp_path / f"figure.{suffix}").read_bytes().startswith(start)
+
+
+@pytest.mark.parametrize("network", [
+    lambda: lapsrn(2, filters=4, depth=1), lambda: srgan.generator(2, blocks=1, filters=4),
+    lambda: srmap.generator(2, stem=8, widths=(8, 8), blocks=(1,))])
+def test_pictures_and_pairs_of_all_kinds_are_measured(call, network, photo, tmp_path):
+    network().save(tmp_path / "network.keras")
+    hr, lr = photo[:32, :40], imresize(photo[:32, :40], 0.5)
+    for folder in ("pairs/hr", "pairs/lr", "mixed"):
+        (tmp_path / folder).mkdir(parents=True)
+    for a, b in ((1, 1), (1, 3), (3, 1), (3, 3)):
+        write_picture(tmp_path / "pairs" / "hr" / f"{a}{b}.png", hr[..., :a])
+        write_picture(tmp_path / "pairs" / "lr" / f"{a}{b}.png", lr[..., :b])
+        write_picture(tmp_path / "mixed" / f"{a}{b}.png", hr[..., :a])
+    for folder in ("pairs", "mixed"):
+        call(evaluate.main, tmp_path / "network.keras", "--data", tmp_path / folder,
+             "--json", tmp_path / "result.json", "--figure", tmp_path / "figure.png")
+        for row in json.loads((tmp_path / "result.json").read_text())["pictures"]:
+            a, b = map(int, row["name"])
+            if folder == "mixed":
+                b = a
+            alike = np.broadcast_to(hr[..., :a], (32, 40, max(a, b)))
+            expected = quality(alike, np.broadcast_to(imresize(lr[..., :b], 2), alike.shape), 2)
+            assert row["bicubic"]["psnr_y"] == pytest.approx(expected["psnr_y"])
+            assert np.isfinite(row["psnr_rgb"])
+
+
+def test_pictures_that_are_all_border_are_named(call, model, photo, tmp_path, capsys):
+    write_picture(tmp_path / "small.png", photo[:4, :40])
+    with pytest.raises(SystemExit):
+        call(evaluate.main, model, "--data", tmp_path)
+    assert capsys.readouterr() == ("", "error: small: too small, no picture has more than 4 pixels on both "
+                                       "sides, which are all border at x2 (1 smaller pictures found)\n")
+    write_picture(tmp_path / "large.png", photo[:40, :40])
+    call(evaluate.main, model, "--data", tmp_path, "--json", tmp_path / "result.json")
+    assert capsys.readouterr().err == ("warning: left out, at most 4 pixels on a side are all border at x2: "
+                                       "small\n")
+    assert len(json.loads((tmp_path / "result.json").read_text())["pictures"]) == 1
 
 
 @pytest.mark.parametrize("arguments", [["--data", "photo"], ["--data", "photos", "--limit", "0"]])

@@ -45,10 +45,10 @@ class Distance:
     """Absolute differences, as a distance with a map."""
 
     def __call__(self, hr, sr):
-        return float(self.map(hr, sr).mean())
+        return float(np.abs(hr.astype(float) - sr).mean())
 
-    def map(self, hr, sr):
-        return np.abs(hr.astype(float) - sr).mean(-1)
+    def with_map(self, hr, sr):
+        return self(hr, sr), np.abs(hr.astype(float) - sr).mean(-1)
 
 
 # ------------------------------------------------------------------ upscale
@@ -121,7 +121,8 @@ def test_measures_are_means_over_the_samples(network, folder):
         errors = [np.mean((imresize(hr, 0.5) / 255 - imresize(sr, 0.5) / 255) ** 2) for sr in drawn]
         assert row["lr_psnr_pooled"] == pytest.approx(-10 * np.log10(np.mean(errors)))
         assert row["diversity_score"] == pytest.approx(
-            diversity_score([distance.map(hr, sr) for sr in drawn]))
+            diversity_score([distance.with_map(hr, sr)[1] for sr in drawn]))
+        assert row["lpips"] == pytest.approx(np.mean([distance(hr, sr) for sr in drawn]))
         assert row["diversity_score"] > 1
         assert row["bicubic"]["lr_psnr_worst"] == row["bicubic"]["lr_psnr"]
     assert result["mean"]["lr_psnr_worst"] == pytest.approx(np.min(faithful))

@@ -221,8 +221,25 @@ def test_degraded_keeps_a_given_lr_and_refuses_one_that_does_not_fit(photo):
     assert next(degraded([Example("given", photo[:40, :60], lr)], 2, "bicubic"))[1] is lr
     with pytest.raises(InputError, match=r"given: LR \(20, 30\) does not fit HR \(40, 60\) at x4"):
         list(degraded([Example("given", photo[:40, :60], lr)], 4, "bicubic"))
-    with pytest.raises(InputError, match="tiny: smaller than the scale, 4"):
-        list(degraded([Example("tiny", photo[:3])], 4, "bicubic"))
+
+
+@pytest.mark.parametrize("scale", [2, 4])
+def test_pictures_that_are_all_border_are_left_out(photo, scale):
+    sizes = {"none": (1, 40), "flat": (2 * scale, 40), "thin": (40, 3 * scale - 1), "least": (3 * scale, 40)}
+    examples = [Example(name, photo[:height, :width]) for name, (height, width) in sizes.items()]
+    with pytest.warns(UserWarning, match=rf"at most {2 * scale} pixels .* at x{scale}: none, flat, thin$"):
+        assert [name for name, _, _ in degraded(examples, scale, "realworld")] == ["least"]
+    with pytest.raises(InputError, match=r"none: too small, .* \(3 smaller pictures found\)"):
+        list(degraded(examples[:3], scale, "bicubic"))
+    assert list(degraded([], scale, "bicubic")) == []
+
+
+@pytest.mark.parametrize(("hr", "lr", "both"), [(1, 1, 1), (1, 3, 3), (3, 1, 3), (3, 3, 3)])
+def test_pairs_become_alike(photo, hr, lr, both):
+    given = Example("pair", photo[:40, :60, :hr], photo[:20, :30, :lr])
+    (_, *pair), = degraded([given], 2, "bicubic")
+    for found, picture in zip(pair, (given.lr, given.hr), strict=True):
+        np.testing.assert_array_equal(found, np.broadcast_to(picture, (*picture.shape[:2], both)))
 
 
 def test_degrading_pictures_needs_no_tensorflow(run_command):

@@ -142,6 +142,26 @@ def test_squeezenet_distance_of_pictures_of_any_kind(pair, distance):
     assert distance(*(picture[:1, :1] for picture in pair)) > 0
 
 
+@pytest.mark.parametrize("size", [(72, 80), (5, 30)])
+def test_a_distance_comes_with_where_pictures_differ(pair, distance, size, monkeypatch):
+    pair, runs = [picture[: size[0], : size[1]] for picture in pair], []
+    predict = distance.features.predict_on_batch
+    monkeypatch.setattr(distance.features, "predict_on_batch", lambda batch: runs.append(1) or predict(batch))
+    value, differences = distance.with_map(*pair)
+    assert len(runs) == 1
+    assert value == pytest.approx(distance(*pair), rel=1e-6)
+    assert differences.shape == size
+    assert differences.mean() == pytest.approx(value, rel=0.3)  # resized, it is not quite the same
+
+
+def test_pictures_differ_where_the_map_says(pair, distance):
+    hr, noisy = pair
+    half = hr.copy()
+    half[:, 40:] = noisy[:, 40:]
+    differences = distance.with_map(hr, half)[1]
+    assert differences[:, 60:].mean() > 3 * differences[:, :20].mean()
+
+
 def test_squeezenet_weights_may_be_nested_as_keras_nests_them(arrays, distance, tmp_path):
     nested = SqueezeNetDistance(write(tmp_path / "nested.h5", arrays, nested=True))
     for one, two in zip(nested.features.get_weights(), distance.features.get_weights(), strict=True):

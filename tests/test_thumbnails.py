@@ -99,6 +99,17 @@ def test_given_pairs_are_kept(rng):
     np.testing.assert_array_equal(pictures.lr, lr[None])
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("hr", "lr"), [(1, 3), (3, 1)])
+def test_given_pairs_become_what_the_network_takes(rng, channels, hr, lr):
+    hr, lr = rng.integers(0, 256, (16, 16, hr), "uint8"), rng.integers(0, 256, (8, 8, lr), "uint8")
+    pictures = Thumbnails([Example("pair", hr, lr)], 8, 2, channels=channels)
+    assert (pictures.hr.shape, pictures.lr.shape) == ((1, 16, 16, channels), (1, 8, 8, channels))
+    for picture, found in ((hr, pictures.hr[0]), (lr, pictures.lr[0])):
+        expected = Image.fromarray(picture.squeeze()).convert({1: "L", 3: "RGB"}[channels])
+        np.testing.assert_allclose(found.squeeze(), np.asarray(expected, float), atol=1)
+
+
 @pytest.mark.parametrize(
     ("hr", "lr", "found"),
     [((32, 32), (8, 8), "8 x 8 and 32 x 32"), ((16, 16), (4, 4), "4 x 4 and 16 x 16"),

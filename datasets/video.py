@@ -85,10 +85,11 @@ def write_video(path: Path | str, source: Path | str, change: Callable[[Picture]
     Copied as they are: sound, subtitles, fonts, chapters, texts. Kept: the time of every frame, also where
     the rate varies; the colours' matrix, range, primaries and transfer; the shape of pixels that
     are not square. Turned clips come upright, interlaced ones progressive, transparent ones on
-    white. An odd last row or column is left out, as colours have half the resolution (4:2:0).
+    white. Left out: an odd last row or column, as colours have half the resolution (4:2:0); further
+    video streams, covers and timecodes; what HDR says of the screen it was made for.
 
     Frames are encoded in segments, in a hidden folder beside the result, and joined when all are
-    there: a run that was killed goes on after the last whole segment, to the same result. The
+    there: a run that was killed goes on after the last whole segment, as if it had not been. The
     result appears whole or not at all.
 
     Args:
@@ -112,6 +113,7 @@ def write_video(path: Path | str, source: Path | str, change: Callable[[Picture]
         raise InputError(f"{source}: videos need PyAV, which is not installed: pip install av")
     path = Path(path)
     parts = path.with_name(f".{path.name}.parts")
+    joined = parts / f"joined{path.suffix}"
     _start_or_go_on(parts, source, f"{made_by} {quality} {depth} {SEGMENT} {av.library_versions}")
     try:
         with _only_input_errors(source), _opened(source) as container:
@@ -127,13 +129,13 @@ def write_video(path: Path | str, source: Path | str, change: Callable[[Picture]
             segments = sorted(parts.glob("[0-9]*.mp4"))
             if not segments:
                 raise InputError("it has no frames")
-            joined = parts / f"joined{path.suffix}"
             found = [*clip.found(), *_join(joined, segments, clip, strip)]
             os.replace(joined, path)
             for text in found:
                 warnings.warn(f"{source}: {text}", stacklevel=2)
         shutil.rmtree(parts, ignore_errors=True)
     finally:
+        joined.unlink(missing_ok=True)
         if not any(parts.glob("[0-9]*.mp4")):
             shutil.rmtree(parts, ignore_errors=True)
 
@@ -168,6 +170,12 @@ def _only_input_errors(path):
 
 def _opened(path):
     return av.open(os.path.abspath(path), metadata_errors="replace")  # "a:b.mp4" would be of a protocol a
+
+
+def _written(path, suffix, clip):
+    # MP4 says in a unit of its own, else milliseconds, when a stream begins.
+    options = {"movie_timescale": str(clip.time_base.denominator)} if suffix == ".mp4" else {}
+    return av.open(os.path.abspath(path), "w", format=FORMATS[suffix], container_options=options)
 
 
 def _counted(frames, clip, progress):
@@ -318,7 +326,6 @@ class Clip:
         rgb.pts, rgb.time_base, rgb.colorspace, rgb.color_range = frame.pts, frame.time_base, 0, 2
         made = _converted(rgb, "yuv420p10le" if depth == 16 else "yuv420p", self.colours.meaning("out"))
         made.pts, made.time_base, made.duration = frame.pts, frame.time_base, frame.duration
-        made.pict_type = 0
         return made
 
     def found(self) -> Iterator[str]:
@@ -386,7 +393,7 @@ def _pulled(graph):
 def _write_segment(part, frames, clip, change, quality, depth):
     new = part.with_suffix(".new")
     try:
-        with av.open(str(new), "w", format="mp4") as output:
+        with _written(new, ".mp4", clip) as output:
             stream = None
             for frame in frames:
                 lr = clip.picture(frame, depth)
@@ -408,7 +415,7 @@ def _join(path, segments, clip, strip):
     with contextlib.ExitStack() as stack:
         source = stack.enter_context(_opened(clip.container.name))  # anew: the clip has been read to its end
         opened = [stack.enter_context(_opened(segments[0]))]
-        output = stack.enter_context(av.open(str(path), "w", format=FORMATS[path.suffix]))
+        output = stack.enter_context(_written(path, path.suffix, clip))
         if not strip:
             texts = source.metadata.items()
             output.metadata.update({name: text for name, text in texts if name.lower() not in OF_THE_FILE})
@@ -471,9 +478,10 @@ def _other_packets(source, copies, start):
         return
     with contextlib.suppress(av.error.InvalidDataError):  # a damaged end
         for packet in source.demux(*(stream for stream in copies if stream.type != "attachment")):
-            if packet.dts is None:
+            first = packet.pts if packet.dts is None else packet.dts
+            if first is None:  # after the last
                 continue
             shift = round(start / packet.time_base)
-            packet.pts, packet.dts = packet.pts - shift, packet.dts - shift
+            packet.dts, packet.pts = first - shift, (first if packet.pts is None else packet.pts) - shift
             packet.stream = copies[packet.stream]
             yield packet

@@ -187,8 +187,10 @@ def test_colours_are_not_shifted_against_the_picture(tmp_path):
     with av.open(str(result)) as output:
         frame = next(output.decode(video=0))
         red = np.frombuffer(frame.planes[2], "uint8").reshape(24, -1)[12, :32].astype(int)
-    print(red)
-    assert 0
+    # The sample at the first red column has three quarters of red, and one of the column before.
+    assert (np.abs(red[:15] - 128) <= 1).all()
+    assert abs(red[16] - (128 + 3 * 240) / 4) <= 2
+    assert (np.abs(red[18:] - 240) <= 1).all()
 
 
 def test_times_stay_where_the_rate_varies(tmp_path):

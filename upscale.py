@@ -395,8 +395,12 @@ def show_networks() -> None:
 def cli() -> None:
     if "--list" in sys.argv[1:]:
         show_networks()
-    else:
-        command(main)
+        return
+    for word in sys.argv[1:]:
+        if word.startswith("-") and Path(word).is_file():  # which the parser would take for an option
+            print(f"error: {word}: for a name that begins with a dash, write ./{word}", file=sys.stderr)
+            sys.exit(2)
+    command(main)
 
 
 if __name__ == "__main__":

@@ -142,12 +142,17 @@ def test_a_reader_of_the_output_that_goes_ends_the_run(model, folder, tmp_path):
     assert process.stderr == "nobody reads the output: stopped after 1 of 3\n"
 
 
-def test_a_name_that_begins_with_a_dash_gets_a_hint(run, tmp_path, monkeypatch, photo):
+def test_a_name_that_begins_with_a_dash_gets_a_hint(run, tmp_path, monkeypatch, photo, capsys):
     write_picture(tmp_path / "-dash.png", photo[:8, :8])
     monkeypatch.chdir(tmp_path)
     status, _, err = run("-o", "out", "--", "-gone.png")
     assert status == 2
     assert "for a name that begins with a dash, write ./-gone.png" in err[0]
+    monkeypatch.setattr(sys, "argv", ["upscale.py", "lapsrn-x2", "-dash.png", "-o", "out"])
+    with pytest.raises(SystemExit, match="2"):
+        upscale.cli()
+    hint = "error: -dash.png: for a name that begins with a dash, write ./-dash.png\n"
+    assert capsys.readouterr().err == hint
     assert run("./-dash.png", "-o", "out")[1][-1] == "1 upscaled, 0 failed"
 
 

@@ -261,7 +261,7 @@ def folder(tmp_path_factory, photos):
     return folder
 
 
-@pytest.mark.parametrize(("held_out", "expected"), [(2, "0246"), (3, "036"), (8, "0"), (1, "0123456")])
+@pytest.mark.parametrize(("held_out", "expected"), [(2, "0246"), (3, "036"), (8, "0")])
 def test_of_a_folder_one_picture_in_so_many_is_held_out(folder, monkeypatch, held_out, expected):
     read = []
     monkeypatch.setattr(catalogue, "read_picture", lambda path: read.append(path.stem) or read_picture(path))

@@ -117,7 +117,7 @@ PRESETS = {
     # 80 x 25 = 2000 patches; / 4 = 500 steps.
     "reported-x4": ("The report's x4.", dataclasses.replace(REPORTED_X2, scale=4, batch=4, patches=25)),
     "improved-x2": ("x2 as shipped: chained features, fixed bicubic branch, cosine decay.", IMPROVED_X2),
-    "improved-x4": ("x4 as shipped: the loss of both levels.",
+    "improved-x4": ("x4: the loss of both levels.",
                     dataclasses.replace(IMPROVED_X2, scale=4, patch=24, epochs=40)),
     "improved-x8": ("x8: three levels.",
                     dataclasses.replace(IMPROVED_X2, scale=8, patch=16)),

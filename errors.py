@@ -2,14 +2,14 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 
 class InputError(ValueError):
     """What the user gave cannot be used. The message is one line: what, expected, found."""
 
 
-def check_range(values: Mapping[str, float | None], *names: str, least: float,
-                below: float = math.inf) -> None:
+def check_range(values: Mapping[str, Any], *names: str, least: float, below: float = math.inf) -> None:
     """Raise InputError for the first number outside of [least, below).
 
     Args:

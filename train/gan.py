@@ -19,7 +19,7 @@ from superres.train.validation import PictureValidation, panels
 COLLAPSE_DB = 6  # sharp pictures may have 3 dB less than bicubic ones; ruined ones have far less
 
 
-def penalised(discriminator: keras.Model, pictures: tf.Tensor,
+def penalised(discriminator: keras.Model, pictures: tf.Tensor | np.ndarray,
               wanted: bool = True) -> tuple[tf.Tensor, tf.Tensor | None]:
     """The logits (B, 1) of pictures (B, H, W, 3), and the mean gradient penalty there, or None."""
     if not wanted:

@@ -85,7 +85,7 @@ def strategy(replicas: int) -> tf.distribute.MirroredStrategy:
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(wanted)])
 
 
-def minimised(optimizer: keras.optimizers.Optimizer, loss: tf.Tensor | float) -> tf.Tensor:
+def minimised(optimizer: keras.optimizers.Optimizer, loss: tf.Tensor | float) -> tf.Tensor | float:
     """What a device differentiates: its part of the mean loss over all devices.
 
     Keras's optimisers sum the gradients of the devices. In float16 the loss is scaled, too,

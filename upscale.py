@@ -45,7 +45,7 @@ import tensorflow as tf
 import tyro
 from tqdm import tqdm
 
-from superres.datasets.degradations import imresize
+from superres.datasets.degradations import imresize_clipped
 from superres.datasets.pictures import (
     Picture,
     animation_suffix,
@@ -137,6 +137,7 @@ def stochasticity_map(samples: Sequence[np.ndarray]) -> np.ndarray:
     return to_uint8(np.clip(deviation / max(np.quantile(deviation, 0.99), 1e-9), 0, 1))
 
 
+@functools.cache  # of all weights, and the same for every video
 def fingerprint(network: Upscaler) -> str:
     """Text that tells a network from every other."""
     digest = hashlib.sha256(network.to_json().encode())
@@ -171,13 +172,7 @@ def resized(picture: Picture, size: tuple[int, int] | None = None, scale: float 
         raise InputError(f"--size: {size[0]} x {size[1]} is larger than what the network makes, "
                          f"{width} x {height}")
     factors = (size[1] / height, size[0] / width)
-
-    def shrunk(planes):
-        small = imresize(planes, factors)
-        return small if small.dtype == np.uint8 else small.clip(0, 1)
-
-    return picture._replace(pixels=shrunk(picture.pixels),
-                            alpha=None if picture.alpha is None else shrunk(picture.alpha))
+    return picture.each(lambda planes: imresize_clipped(planes, factors))
 
 
 def main(
@@ -296,8 +291,7 @@ def main(
         """The frames of a file, super-resolved."""
         for picture in read_frames(source, depth, white):
             if depth == 16:  # from floats, the network makes floats
-                picture = picture._replace(pixels=to_float(picture.pixels),
-                                           alpha=None if picture.alpha is None else to_float(picture.alpha))
+                picture = picture.each(to_float)
             bar.total = (bar.total or 0) + picture.pixels.shape[0] * picture.pixels.shape[1]
             yield enlarged(picture, progress=bar.update, **options)
 

@@ -71,6 +71,12 @@ def imresize(picture: np.ndarray, scale: float | tuple[float, float]) -> np.ndar
     return np.ascontiguousarray(x.transpose(1, 0, 2).astype(picture.dtype))
 
 
+def imresize_clipped(planes: np.ndarray, scale: float | tuple[float, float]) -> np.ndarray:
+    """`imresize` of uint8 or of floats in [0, 1], which stay there as uint8 stays in its range."""
+    result = imresize(planes, scale)
+    return result if result.dtype == np.uint8 else result.clip(0, 1)
+
+
 def mod_crop(picture: np.ndarray, scale: int) -> np.ndarray:
     """Cut off the last rows and columns until both sizes divide by `scale`."""
     height, width = picture.shape[:2]

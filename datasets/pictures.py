@@ -6,9 +6,9 @@ import logging
 import os
 import struct
 import warnings
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Self
 
 import numpy as np
 import tifffile
@@ -65,6 +65,11 @@ class Picture(NamedTuple):
     alpha: np.ndarray | None = None
     info: Info = Info()
 
+    def each(self, change: Callable[[np.ndarray], np.ndarray]) -> Self:
+        """The picture with a function of (H, W, C) applied to its pixels, and to alpha alike."""
+        return self._replace(pixels=change(self.pixels),
+                             alpha=None if self.alpha is None else change(self.alpha))
+
 
 def read_picture(path: Path | str, depth: Literal[8, 16] = 8, white: float | None = None) -> Picture:
     """Read one file, upright.
@@ -116,9 +121,7 @@ def read_frames(path: Path | str, depth: Literal[8, 16] = 8,
                 if picture.pixels.size == 0:
                     raise InputError(f"an empty picture, {picture.pixels.shape[:2]}")
                 if depth == 8:
-                    alpha = picture.alpha
-                    picture = picture._replace(pixels=to_uint8(picture.pixels),
-                                               alpha=None if alpha is None else to_uint8(alpha))
+                    picture = picture.each(to_uint8)
             yield picture
 
 
@@ -188,15 +191,15 @@ def _pages(path, stack):
 
             # Pillow turns a TIFF while it loads it, and would fail there on damaged tags.
             image.getexif = only_orientation
-            pixels, alpha = decode(image, white)
+            picture = Picture(*decode(image, white))
         else:
-            pixels, alpha = decode(image, white)
+            picture = Picture(*decode(image, white))
             info, orientation = read_info(image)  # now: a PNG may hold it behind the pixels
-            pixels = upright(pixels, orientation)
-            alpha = None if alpha is None else upright(alpha, orientation)
-        if image.format == "GIF" and (pixels == pixels[..., :1]).all():
-            pixels = pixels[..., :1]  # all its palettes are of RGB
-        return Picture(pixels, alpha, _timed(info, image))
+            picture = picture.each(lambda planes: upright(planes, orientation))
+        grey = picture.pixels[..., :1]
+        if image.format == "GIF" and (picture.pixels == grey).all():
+            picture = picture._replace(pixels=grey)  # all its palettes are of RGB
+        return picture._replace(info=_timed(info, image))
 
     return page
 
@@ -221,9 +224,9 @@ def _tiff_pages(path, stack):
             raise EOFError from None
         if number and page.subfiletype & 5:
             return None
-        pixels, alpha = decode_page(page, white)
+        picture = Picture(*decode_page(page, white))
         # Its tags are read by Pillow nevertheless.
-        stub = Image.new("L" if pixels.shape[-1] == 1 else "RGB", (1, 1))
+        stub = Image.new("L" if picture.pixels.shape[-1] == 1 else "RGB", (1, 1))
         stub.info = {"icc_profile": page.tags.valueof(34675), "xmp": page.tags.valueof(700)}
         if 296 in page.tags:
             stub.info["dpi"] = page.get_resolution("INCH")
@@ -238,8 +241,7 @@ def _tiff_pages(path, stack):
 
         stub.getexif = exif
         info, orientation = read_info(stub)
-        alpha = None if alpha is None else upright(alpha, orientation)
-        return Picture(upright(pixels, orientation), alpha, info)
+        return picture.each(lambda planes: upright(planes, orientation))._replace(info=info)
 
     return page
 
@@ -262,10 +264,9 @@ def decoded(image: Image.Image) -> Picture:
     """
     with _only_input_errors(getattr(image, "filename", "") or "image"):
         image.load()  # which turns a TIFF upright
-        pixels, alpha = decode(image)
+        picture = Picture(*decode(image))
         info, orientation = read_info(image)
-        alpha = None if alpha is None else upright(alpha, orientation)
-        return Picture(upright(pixels, orientation), alpha, info)
+        return picture.each(lambda planes: upright(planes, orientation))._replace(info=info)
 
 
 def as_image(picture: Picture) -> Image.Image:

@@ -18,10 +18,10 @@ import numpy as np
 from PIL import Image
 
 from superres.datasets.color import grey_to_y, rgb_to_ycbcr, y_to_grey, ycbcr_to_rgb
-from superres.datasets.degradations import imresize
+from superres.datasets.degradations import imresize, imresize_clipped
 from superres.datasets.pictures import Picture, as_image, decoded, fill_invisible, to_float, to_uint8
 from superres.datasets.thumbnails import Crop, thumbnail
-from superres.errors import InputError
+from superres.errors import InputError, check_range
 from superres.layers import ConsistentPicture  # and registers all layers that saved networks hold
 from superres.layers.base import Tensor
 from superres.models import hub
@@ -137,9 +137,7 @@ class Upscaler(keras.Model):
         self.refuse("of any size", tile=tile)
         self.refuse("of any size without noise", ensemble=ensemble)
         self.refuse("of one size", crop=crop)
-        for name, number in {"samples": samples, "tile": tile}.items():
-            if number is not None and number < 1:
-                raise InputError(f"{name}: must be at least 1, not {number}")
+        check_range({"samples": samples, "tile": tile}, least=1)
         if temperature is not None and not temperature >= 0:
             raise InputError(f"temperature: must be 0 or more, not {temperature}")
         if seed is not None and (seed < 0 or seed + (samples or 1) > 2**31):
@@ -176,8 +174,7 @@ class Upscaler(keras.Model):
         """`Picture`s, one for each sample."""
         picture, alpha = fill_invisible(picture), picture.alpha
         if alpha is not None:
-            alpha = imresize(alpha, self.scale)
-            alpha = alpha if alpha.dtype == np.uint8 else alpha.clip(0, 1)
+            alpha = imresize_clipped(alpha, self.scale)
         for k in range(samples):
             pixels = self._tiled(picture.pixels, (temperature, seed + k), tile, ensemble, progress)
             yield Picture(pixels, alpha, picture.info)

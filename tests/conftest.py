@@ -16,6 +16,7 @@ import tensorflow as tf
 from superres import commands, upscale
 from superres.datasets import catalogue
 from superres.datasets.pictures import read_picture, write_picture
+from superres.models.lapsrn import lapsrn
 from superres.train.lapsrn import Settings
 from superres.train.loop import RunSettings
 
@@ -161,9 +162,33 @@ def run_command():
 def call(monkeypatch):
     """Run a `main` with a command line in this process."""
 
-    def run(main, *arguments):
+    def run(main, *arguments, presets=None):
         monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
-        commands.command(main)
+        commands.command(main, presets)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory):
+    """An untrained x2 network: it upscales as bicubic interpolation does."""
+    path = tmp_path_factory.mktemp("model") / "network.keras"
+    lapsrn(2, filters=4, depth=1).save(path)
+    return path
+
+
+@pytest.fixture
+def run(call, model, capsys):
+    """Upscale with the options: (status, lines of output, lines of errors)."""
+
+    def run(*arguments):
+        status = 0
+        try:
+            call(upscale.main, model, *arguments)
+        except SystemExit as stopped:
+            status = stopped.code
+        out, err = capsys.readouterr()
+        return status, out.splitlines(), err.splitlines()
 
     return run
 

@@ -3,12 +3,11 @@
 import dataclasses
 import json
 import shutil
-import sys
 
 import numpy as np
 import pytest
 
-from superres import commands, evaluate, upscale
+from superres import evaluate, upscale
 from superres.datasets.degradations import imresize
 from superres.datasets.pictures import Picture, read_picture, write_picture
 from superres.errors import InputError
@@ -21,14 +20,6 @@ from superres.train.lapsrn import main as train
 from superres.train.loop import RunSettings
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """An untrained x2 network: it upscales as bicubic interpolation does."""
-    path = tmp_path_factory.mktemp("model") / "network.keras"
-    lapsrn(2, filters=4, depth=1).save(path)
-    return path
-
-
 @pytest.fixture
 def folder(tmp_path, photo):
     """Pictures of several kinds, one of them damaged."""
@@ -39,17 +30,6 @@ def folder(tmp_path, photo):
     write_picture(folder / "deeper" / "d_grey.png", photo[:12, :12, :1])
     (folder / "b_cut.png").write_bytes((folder / "a_rgb.png").read_bytes()[:300])
     return folder
-
-
-@pytest.fixture
-def call(monkeypatch):
-    """Run a `main` with a command line in this process."""
-
-    def run(main, *arguments, presets=None):
-        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
-        commands.command(main, presets)
-
-    return run
 
 
 def assert_one_line_error(result, *parts):

@@ -12,32 +12,7 @@ from PIL import Image, ImageCms
 from superres import upscale
 from superres.datasets.degradations import imresize
 from superres.datasets.pictures import Picture, read_frames, read_picture, write_frames, write_picture
-from superres.models.lapsrn import lapsrn
 from superres.models.upscaler import WEIGHTS, load
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """An untrained x2 network: it upscales as bicubic interpolation does."""
-    path = tmp_path_factory.mktemp("model") / "network.keras"
-    lapsrn(2, filters=4, depth=1).save(path)
-    return path
-
-
-@pytest.fixture
-def run(call, model, capsys):
-    """Upscale with the options: (status, lines of output, lines of errors)."""
-
-    def run(*arguments):
-        status = 0
-        try:
-            call(upscale.main, model, *arguments)
-        except SystemExit as stopped:
-            status = stopped.code
-        out, err = capsys.readouterr()
-        return status, out.splitlines(), err.splitlines()
-
-    return run
 
 
 @pytest.fixture

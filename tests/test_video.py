@@ -16,7 +16,6 @@ from superres.datasets import video
 from superres.datasets.pictures import Picture, write_picture
 from superres.datasets.video import result_suffix, write_video
 from superres.errors import InputError
-from superres.models.lapsrn import lapsrn
 from superres.models.srmap import generator
 from superres.models.upscaler import load
 
@@ -86,30 +85,6 @@ def converted(source, change=doubled, suffix=None, **options):
     write_video(path, source, change, "test", **options)
     assert [hidden for hidden in source.parent.iterdir() if hidden.name.startswith(".")] == []
     return path
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """An untrained x2 network: it upscales as bicubic interpolation does."""
-    path = tmp_path_factory.mktemp("model") / "network.keras"
-    lapsrn(2, filters=4, depth=1).save(path)
-    return path
-
-
-@pytest.fixture
-def run(call, model, capsys):
-    """Upscale with the options: (status, lines of output, lines of errors)."""
-
-    def run(*arguments):
-        status = 0
-        try:
-            call(upscale.main, model, *arguments)
-        except SystemExit as stopped:
-            status = stopped.code
-        out, err = capsys.readouterr()
-        return status, out.splitlines(), err.splitlines()
-
-    return run
 
 
 # ------------------------------------------------------------------ what comes out

@@ -40,7 +40,8 @@ from superres.errors import InputError
 from superres.metrics.perceptual import LPIPS, SqueezeNetDistance
 from superres.metrics.report import evaluate, figure, table
 from superres.metrics.thumbnails import evaluate_thumbnails, thumbnail_sheet, thumbnail_table
-from superres.models.upscaler import load_blended
+from superres.models.engine import Engine
+from superres.models.engine import load as load_network
 from superres.precision import chosen_precision
 
 
@@ -54,6 +55,7 @@ def main(
     json_file: Annotated[str | None, tyro.conf.arg(name="json")] = None,
     figure_file: Annotated[str | None, tyro.conf.arg(name="figure")] = None,
     precision: Literal["float32", "bfloat16"] = "float32",
+    engine: Engine = "auto",
     blend: float = 0.0,
     blend_with: str = "",
     ensemble: bool = False,
@@ -77,6 +79,7 @@ def main(
         json_file: Write all figures to this file.
         figure_file: Draw crops of LR, bicubic, SR and HR to this file.
         precision: What the network computes in.
+        engine: What computes it. auto: OpenVINO where it is installed and faster, TensorFlow elsewhere.
         blend: Interpolate the weights towards those of --blend-with: 0 is MODEL, 1 the other.
         blend_with: Another network of the same structure, such as srresnet for srgan.
         ensemble: Measure the mean over the picture's eight turns and flips, in eight times the time.
@@ -105,7 +108,7 @@ def main(
         distances["lpips"] = LPIPS(lpips)
     if squeezenet:
         distances["squeezenet_distance"] = SqueezeNetDistance(squeezenet)
-    network = load_blended(model, chosen_precision(precision), blend, blend_with)
+    network = load_network(model, chosen_precision(precision), engine, blend, blend_with)
     network.check(samples, temperature, seed, ensemble=ensemble, crop=crop)
     network.refuse("of one size", held_out=held_out)
     network.refuse("of any size", degradation=degradation, against=against, lpips=lpips,

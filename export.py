@@ -53,8 +53,9 @@ from superres.datasets.color import rgb_to_ycbcr, ycbcr_to_rgb
 from superres.errors import InputError
 from superres.layers import BicubicUpsampling2D
 from superres.models import hub
+from superres.models.images import SMALLEST
 from superres.models.sampler import Sampler
-from superres.models.upscaler import SMALLEST, ThumbnailUpscaler, Upscaler, load
+from superres.models.upscaler import ThumbnailUpscaler, Upscaler, load
 
 MOUNT = "/models"  # where the server finds the folder
 

@@ -33,7 +33,8 @@ from superres.errors import InputError
 from superres.metrics.report import COLUMNS
 from superres.metrics.thumbnails import thumbnail_table
 from superres.models import hub
-from superres.models.upscaler import Upscaler, load, network_file
+from superres.models.hub import network_file
+from superres.models.upscaler import Upscaler, load
 
 # By the name that the functions of `models/` give their networks, without the scale.
 SOURCES = {

@@ -25,9 +25,6 @@ A network of one size, such as a pixel recursive one, takes LR of that size; of 
 picture, a square is cut out and shrunk to it.
 """
 
-from superres.commands import command  # first: it quietens TensorFlow
-
-# isort: split
 import csv
 import errno
 import functools
@@ -41,10 +38,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
-import tensorflow as tf
 import tyro
 from tqdm import tqdm
 
+from superres.command_line import command
 from superres.datasets.degradations import imresize_clipped
 from superres.datasets.pictures import (
     Picture,
@@ -60,7 +57,8 @@ from superres.datasets.pictures import (
 from superres.datasets.thumbnails import Crop
 from superres.datasets.video import FORMATS, SUFFIXES, result_suffix, write_video
 from superres.errors import InputError
-from superres.models.upscaler import WEIGHTS, Upscaler, load_blended
+from superres.models.engine import Engine, load
+from superres.models.hub import WEIGHTS, network_file
 from superres.precision import chosen_precision
 
 Format = Literal["png", "jpg", "webp", "tiff", "avif", "gif"]
@@ -137,13 +135,10 @@ def stochasticity_map(samples: Sequence[np.ndarray]) -> np.ndarray:
     return to_uint8(np.clip(deviation / max(np.quantile(deviation, 0.99), 1e-9), 0, 1))
 
 
-@functools.cache  # of all weights, and the same for every video
-def fingerprint(network: Upscaler) -> str:
+@functools.cache  # the same for every video
+def fingerprint(model: str) -> str:
     """Text that tells a network from every other."""
-    digest = hashlib.sha256(network.to_json().encode())
-    for weights in network.get_weights():
-        digest.update(np.ascontiguousarray(weights))
-    return digest.hexdigest()
+    return hashlib.sha256(Path(network_file(model)).read_bytes()).hexdigest()
 
 
 def target_size(size: str) -> tuple[int, int]:
@@ -191,6 +186,7 @@ def main(
     overwrite: bool = False,
     skip_existing: bool = False,
     precision: Literal["float32", "bfloat16"] = "float32",
+    engine: Engine = "auto",
     blend: float = 0.0,
     blend_with: Annotated[str, tyro.conf.arg(metavar="MODEL")] = "",
     ensemble: bool = False,
@@ -227,6 +223,8 @@ def main(
         overwrite: Write over results that are there already.
         skip_existing: Leave out pictures whose results are there already, to go on with a batch.
         precision: bfloat16 is faster on processors that have it, at a loss below 0.02 dB.
+        engine: What computes the network. auto: OpenVINO where it is installed and faster (pip install
+            openvino), TensorFlow elsewhere.
         blend: Interpolate the weights towards those of --blend-with: 0 is MODEL, 1 the other. Between
             srgan and srresnet, that is between sharpness and PSNR.
         blend_with: Another network of the same structure, such as srresnet for srgan.
@@ -247,7 +245,7 @@ def main(
     """
     if not inputs:
         raise InputError("nothing to upscale: name picture files, folders or patterns")
-    network = load_blended(model, chosen_precision(precision), blend, blend_with)
+    network = load(model, chosen_precision(precision), engine, blend, blend_with)
     network.check(samples, temperature, seed, tile, ensemble, crop)
     network.refuse("with noise", stochasticity=stochasticity)
     if stochasticity and (samples or 1) < 2:
@@ -341,7 +339,8 @@ def main(
                     result = [first, *result]
                 if not path.exists() or not skip_existing:
                     if video:
-                        made_by = f"{fingerprint(network)} {pixels} {scale} {temperature} {result.keywords}"
+                        networks = fingerprint(model), blend, blend_with and fingerprint(blend_with)
+                        made_by = f"{networks} {precision} {pixels} {scale} {temperature} {result.keywords}"
                         write_video(path, source, result, made_by, quality, depth, strip, count)
                     else:
                         write_frames(path, result, quality, depth, strip)
@@ -362,10 +361,11 @@ def main(
         except BrokenPipeError:
             print(f"nobody reads the output: stopped after {number} of {len(jobs)}", file=sys.stderr)
             raise
-        except (InputError, OSError, MemoryError, tf.errors.ResourceExhaustedError) as error:
+        except (InputError, OSError, MemoryError) as error:
             failed += 1
-            memory = isinstance(error, MemoryError | tf.errors.ResourceExhaustedError)
-            reason = "not enough memory: try a smaller --tile" if memory else " ".join(str(error).split())
+            reason = " ".join(str(error).split())
+            if isinstance(error, MemoryError):
+                reason = "not enough memory: try a smaller --tile"
             print(f"failed: {reason if str(source) in reason else f'{source}: {reason}'}", file=sys.stderr)
             if getattr(error, "errno", None) == errno.ENOSPC:
                 print(f"the disk is full: stopped after {number} of {len(jobs)}", file=sys.stderr)

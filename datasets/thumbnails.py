@@ -2,16 +2,17 @@
 
 from collections.abc import Iterable
 from copy import copy
-from typing import Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
-import tensorflow as tf
 
-from superres.datasets.batches import numbered_batches
 from superres.datasets.catalogue import Example
 from superres.datasets.degradations import imresize
 from superres.datasets.pictures import to_float
 from superres.errors import InputError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
 
 Crop = Literal["centre", "face"]
 
@@ -113,8 +114,10 @@ class Thumbnails:
             for x in (self.lr, self.hr)
         )
 
-    def dataset(self, start: int = 0) -> tf.data.Dataset:
+    def dataset(self, start: int = 0) -> "tf.data.Dataset":
         """An endless `tf.data.Dataset` of batches, from batch number `start` on."""
+        from superres.datasets.batches import numbered_batches  # here: the rest does without TensorFlow
+
         return numbered_batches(self.batch_number, start)
 
 

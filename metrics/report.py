@@ -10,7 +10,7 @@ from superres.datasets.degradations import Triple, imresize
 from superres.datasets.pictures import to_uint8
 from superres.metrics.image import quality
 from superres.metrics.perceptual import diversity_score
-from superres.models.upscaler import Upscaler
+from superres.models.images import ImageUpscaler
 
 # Heading and format of every measure, as far as it is measured.
 COLUMNS = {"psnr_y": ("PSNR-Y", ".2f"), "ssim_y": ("SSIM-Y", ".4f"), "psnr_rgb": ("PSNR-RGB", ".2f"),
@@ -20,7 +20,7 @@ COLUMNS = {"psnr_y": ("PSNR-Y", ".2f"), "ssim_y": ("SSIM-Y", ".4f"), "psnr_rgb":
            "diversity_score": ("diversity", ".2f")}
 
 
-def evaluate(network: Upscaler, pairs: Iterable[Triple],
+def evaluate(network: ImageUpscaler, pairs: Iterable[Triple],
              distances: Mapping[str, Callable[[np.ndarray, np.ndarray], float]] | None = None,
              samples: int | None = None, **options) -> dict:
     """Measure an `Upscaler` of images of any size on (name, lr, hr) triples, uint8.
@@ -30,7 +30,7 @@ def evaluate(network: Upscaler, pairs: Iterable[Triple],
             `metrics.perceptual.LPIPS`; the first also with a `with_map` where there are samples.
         samples: How many images a network with noise draws of each LR; None: one. Measures
             are means over them.
-        options: `temperature`, `seed`, `ensemble`: see `models.upscaler.Upscaler.draw`.
+        options: `temperature`, `seed`, `ensemble`: see `models.images.ImageUpscaler.draw`.
 
     Returns:
         A dict of `mean` and `bicubic`, each holding what `metrics.quality` gives, the
@@ -108,7 +108,7 @@ def table(result: dict) -> str:
     return "\n".join(lines)
 
 
-def figure(network: Upscaler, pairs: list[Triple], size: int = 96, **options) -> Figure:
+def figure(network: ImageUpscaler, pairs: list[Triple], size: int = 96, **options) -> Figure:
     """Crops of LR, bicubic, SR and HR side by side, up to eight pictures: a matplotlib figure."""
     import matplotlib.pyplot as plt
 

@@ -79,7 +79,7 @@ def evaluate_thumbnails(network: ThumbnailUpscaler, pictures: Thumbnails, known:
 
     Args:
         known: The training pictures, for nearest neighbour.
-        samples, temperature, seed: See `models.upscaler.Upscaler.draw`.
+        samples, temperature, seed: See `models.images.ImageUpscaler.draw`.
 
     Returns:
         (result, drawn): a dict of `likelihood` and `methods`, each a dict of measures,

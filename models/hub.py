@@ -1,9 +1,9 @@
-"""Networks on the Hugging Face hub: their addresses, the download, and what can go wrong with either.
+"""Where networks are: shipped with the project, in files, and on the Hugging Face hub.
 
     hf://user/name            the network of a repository, as `push.py` uploads it
     hf://user/name@revision   the same at a branch, a tag or a commit
 
-Needs the package huggingface_hub, whose cache, tokens (`hf auth login`, HF_TOKEN), offline mode
+The hub needs the package huggingface_hub, whose cache, tokens (`hf auth login`, HF_TOKEN), offline mode
 (HF_HUB_OFFLINE) and other hubs (HF_ENDPOINT) are as its documentation says.
 """
 
@@ -15,7 +15,24 @@ from typing import Any
 
 from superres.errors import InputError
 
+WEIGHTS = Path(__file__).parents[1] / "weights"
 NETWORK = "network.keras"  # what a repository calls its network
+
+
+def network_file(path: Path | str) -> Path:
+    """The `.keras` file that a name, a path or an address on the Hugging Face hub stands for.
+
+    Raises:
+        InputError: if there is none.
+    """
+    if is_address(path):
+        return download(path)
+    if not Path(path).is_file() and (WEIGHTS / f"{path}.keras").is_file():
+        return WEIGHTS / f"{path}.keras"
+    if not Path(path).is_file():
+        shipped = ", ".join(sorted(file.stem for file in WEIGHTS.glob("*.keras")))
+        raise InputError(f"{path}: no such model file; shipped are {shipped}")
+    return path
 
 
 def is_address(path: Path | str) -> bool:

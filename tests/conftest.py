@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from superres import commands, upscale
+from superres import command_line, upscale
 from superres.datasets import catalogue
 from superres.datasets.pictures import read_picture, write_picture
 from superres.models.lapsrn import lapsrn
@@ -21,6 +21,12 @@ from superres.train.lapsrn import Settings
 from superres.train.loop import RunSettings
 
 ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _own_cache(tmp_path_factory):
+    """Networks that are converted are not kept among the user's."""
+    os.environ["SUPERRES_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(autouse=True)
@@ -164,7 +170,7 @@ def call(monkeypatch):
 
     def run(main, *arguments, presets=None):
         monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
-        commands.command(main, presets)
+        command_line.command(main, presets)
 
     return run
 

@@ -3,6 +3,7 @@
 import warnings
 
 import pytest
+import tensorflow as tf
 
 from superres import precision
 from superres.precision import chosen_precision, native_precision, processor_flags
@@ -13,9 +14,8 @@ def machine(monkeypatch):
     """Pretend to a processor with these flags, and to GPUs of these compute capabilities."""
 
     def pretend(*flags, gpus=()):
-        config = precision.tf.config
-        monkeypatch.setattr(config, "list_physical_devices", lambda kind: list(gpus) if kind == "GPU" else [])
-        monkeypatch.setattr(config.experimental, "get_device_details",
+        monkeypatch.setattr(precision, "gpus", lambda: list(gpus))
+        monkeypatch.setattr(tf.config.experimental, "get_device_details",
                             lambda gpu: {"compute_capability": gpu} if gpu else {})
         monkeypatch.setattr(precision, "processor_flags", lambda: set(flags))
 

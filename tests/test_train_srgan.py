@@ -13,7 +13,7 @@ import tensorflow as tf
 from test_train import assert_same_run, rows, weights
 
 import superres.train.srgan as script
-from superres.commands import command
+from superres.command_line import command
 from superres.datasets.patches import Patches, split_pictures
 from superres.datasets.pictures import read_picture
 from superres.errors import InputError

@@ -12,7 +12,8 @@ from PIL import Image, ImageCms
 from superres import upscale
 from superres.datasets.degradations import imresize
 from superres.datasets.pictures import Picture, read_frames, read_picture, write_frames, write_picture
-from superres.models.upscaler import WEIGHTS, load
+from superres.models.hub import WEIGHTS
+from superres.models.upscaler import load
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import numpy as np
 from superres.datasets.degradations import Triple, imresize
 from superres.datasets.pictures import contact_sheet
 from superres.metrics.image import quality
-from superres.models.upscaler import Upscaler
+from superres.models.images import ImageUpscaler
 
 
 class Validation:
@@ -37,7 +37,7 @@ class PictureValidation(Validation):
     def __init__(self, pairs: list[Triple]) -> None:
         self.pairs = pairs
 
-    def __call__(self, network: Upscaler) -> tuple[dict[str, float], np.ndarray]:
+    def __call__(self, network: ImageUpscaler) -> tuple[dict[str, float], np.ndarray]:
         pictures = [network.upscale(lr) for _, lr, _ in self.pairs]
         scores = [quality(hr, sr, hr.shape[0] // lr.shape[0])
                   for (_, lr, hr), sr in zip(self.pairs, pictures, strict=True)]

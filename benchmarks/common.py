@@ -15,8 +15,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from superres.precision import processor_flags
+
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("keras", "tensorflow", "torch", "numpy", "scipy", "pillow", "opencv-contrib-python-headless")
+FEATURES = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")  # of x86 processors, the fastest first
+PACKAGES = ("keras", "tensorflow", "openvino", "torch", "numpy", "scipy", "pillow",
+            "opencv-contrib-python-headless")
 
 
 def machine():
@@ -27,10 +31,20 @@ def machine():
         names = [line.partition(":")[2].strip() for line in info.read_text().splitlines()
                  if line.startswith("model name")]
         cpu = names[0] if names else cpu
+    flags = processor_flags()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     gpus = [tf.config.experimental.get_device_details(gpu).get("device_name", "GPU")
             for gpu in tf.config.list_physical_devices("GPU")]
-    return {"cpu": cpu, "cores": len(os.sched_getaffinity(0)), "memory_gib": round(memory, 1), "gpus": gpus}
+    return {"cpu": cpu, "features": [feature for feature in FEATURES if feature in flags],
+            "held_to": os.environ.get("ONEDNN_MAX_CPU_ISA"), "cores": len(os.sched_getaffinity(0)),
+            "memory_gib": round(memory, 1), "gpus": gpus}
+
+
+def processor_kind():
+    """The best instructions that the processor has, or is held to: the folder of its results."""
+    held = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    found = machine()["features"]
+    return f"held-to-{held.lower()}" if held else found[0] if found else platform.machine()
 
 
 def versions():
@@ -181,10 +195,10 @@ def resident(peak=True):
 
 
 def save(name, rows, **more):
-    """Write benchmarks/results/NAME.json."""
-    RESULTS.mkdir(exist_ok=True)
+    """Write benchmarks/results/KIND/NAME.json, KIND of the processor."""
+    path = RESULTS / processor_kind() / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     result = {"machine": machine(), "versions": versions(), "date": date, **more, "rows": rows}
-    path = RESULTS / f"{name}.json"
     path.write_text(json.dumps(result, indent=1) + "\n")
-    print(f"written: benchmarks/results/{path.name}")
+    print(f"written: {path.relative_to(RESULTS.parents[1])}")

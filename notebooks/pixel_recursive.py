@@ -204,7 +204,7 @@ for step, reported in REPORT.items():
 # %%
 network = upscaler.load(ROOT / "weights" / "pixel_recursive-celeba.keras")
 regression = upscaler.load(ROOT / "weights" / "pixel_recursive-celeba-regression.keras")
-sampler = Sampler(network)
+sampler = network if QUICK else Sampler(network)  # evaluated, a network has compiled a sampler
 some = faces[:12]
 result, methods = evaluate_thumbnails(network, some, known)
 columns = [some.lr.repeat(4, 1).repeat(4, 2), methods["bicubic"][0], methods["nearest neighbour"][0],

@@ -1,134 +1,52 @@
-"""train/pixel_recursive.py: its optimiser, its loss, and whole trainings in miniature."""
+"""train/pixel_recursive.py: its loss and its steps, its presets, data and settings."""
 
 import dataclasses
-import signal
+import functools
 from functools import partial
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-import yaml
+from test_optimisers import rmsprop
 from test_pixelcnn import tiny
 from test_sampler import softmax
-from test_train import assert_same_run, at_step, interrupt, rows, weights
 
 from superres.datasets import catalogue
 from superres.datasets.catalogue import load
 from superres.datasets.pictures import read_picture, write_picture
 from superres.errors import InputError
 from superres.layers import SPADEResBlock
-from superres.models import upscaler
-from superres.models.sampler import Sampler
-from superres.train.log import Log
-from superres.train.loop import Keeper, RunSettings
+from superres.train.loop import RunSettings
 from superres.train.pixel_recursive import (
     PRESETS,
     PixelRecursiveTrainer,
-    RMSprop,
     main,
     split_thumbnails,
     trainer,
 )
 
 STEPS = 2
-KILLED = """
-import os, signal
-from functools import partial
-import superres.train.pixel_recursive as script
-from superres.train.pixel_recursive import *
-from superres.train.loop import Keeper
-from superres.models import upscaler
-upscaler.Sampler = partial(upscaler.Sampler, jit_compile=False)
-def kill(self, batch, logs=None):
-    if self.model.optimizer.iterations.numpy() == {step}:
-        os.kill(os.getpid(), signal.SIGKILL)
-Keeper.on_train_batch_end = kill
-main("corners", {settings})
-"""
-MEASURES = ["val_psnr", "val_ssim", "val_ms_ssim", "val_one_digit"]
+trainer_of = functools.cache(lambda preset: trainer(PRESETS[preset][1]))
 
 
-# ------------------------------------------------------------------ RMSProp
-
-
-def rmsprop(accumulator, **changes):
-    settings = {"learning_rate": 4e-4, "rho": 0.95, "momentum": 0.9, "epsilon": 1e-8, **changes}
-    return RMSprop(accumulator=accumulator, **settings)
-
-
-def path_of(optimizer, gradients, compiled=False):
-    """Where weights that start at zero stand after each of the gradients."""
-    weight = keras.Variable(np.zeros(gradients.shape[1:], "float32"))
-    path = []
-
-    def step(gradient):
-        optimizer.apply([gradient], [weight])
-
-    step = tf.function(step) if compiled else step
-    for gradient in gradients:
-        step(tf.constant(gradient))
-        path.append(np.array(weight))
-    return np.stack(path)
-
-
-def formula(gradients, accumulator):
-    """TensorFlow 1's RMSProp, where epsilon stands below the root."""
-    ms, m, w, path = accumulator, 0.0, 0.0, []
-    for gradient in gradients.astype("float64"):
-        ms = 0.95 * ms + 0.05 * gradient**2
-        m = 0.9 * m + 4e-4 * gradient / np.sqrt(ms + 1e-8)
-        w = w - m
-        path.append(w)
-    return np.stack(path)
+def small_settings(folder, precision="float32", snapshots=(), data=None, **changes):
+    """Settings of a training of seconds."""
+    corners = PRESETS["corners"][1]
+    small = {"blocks": 1, "filters": 6, "prior_filters": 6, "prior_blocks": 1, "prior_head": 12,
+             "batch": 4, "steps": STEPS, "epochs": 2}
+    return dataclasses.replace(
+        corners, data=dataclasses.replace(corners.data, **{"val_pictures": 4, **(data or {})}),
+        run=RunSettings(str(folder), precision, snapshots=snapshots), **{**small, **changes})
 
 
 @pytest.fixture
-def gradients(rng):
-    """Ten gradients of seven weights, of sizes from 1e-5, where epsilon counts, to 10."""
-    return (rng.normal(size=(10, 7)) * np.logspace(-5, 1, 7)).astype("float32")
+def settings(tmp_path):
+    """Function of what is to be changed to such settings, of a run in a folder of the test."""
+    return partial(small_settings, tmp_path / "run")
 
 
-@pytest.mark.parametrize("compiled", [False, True])  # also the optimiser's variables are made inside
-@pytest.mark.parametrize("accumulator", [0.0, 1.0])
-def test_rmsprop_is_its_formula(gradients, accumulator, compiled):
-    path = path_of(rmsprop(accumulator), gradients, compiled)
-    np.testing.assert_allclose(path, formula(gradients, accumulator), rtol=1e-4, atol=1e-12)
-
-
-def test_rmsprop_is_tensorflow_1s(gradients):
-    v1, expected = tf.compat.v1, []
-    with tf.Graph().as_default(), v1.Session() as session:
-        weight = tf.Variable(np.zeros(7, "float32"))
-        gradient = v1.placeholder("float32", (7,))
-        step = v1.train.RMSPropOptimizer(4e-4, 0.95, 0.9, 1e-8).apply_gradients([(gradient, weight)])
-        session.run(v1.global_variables_initializer())
-        for values in gradients:
-            session.run(step, {gradient: values})
-            expected.append(session.run(weight))
-    np.testing.assert_allclose(path_of(rmsprop(1.0), gradients), expected, rtol=1e-4, atol=1e-12)
-
-
-def test_rmsprop_with_accumulator_zero_is_keras_s(gradients):
-    plain = keras.optimizers.RMSprop(4e-4, rho=0.95, momentum=0.9, epsilon=1e-8)
-    np.testing.assert_array_equal(path_of(rmsprop(0.0), gradients), path_of(plain, gradients))
-
-
-@pytest.mark.parametrize(("accumulator", "moved"), [(1.0, 1.85e-4), (0.0, 4.4e-2)])
-def test_accumulator_decides_the_first_steps(accumulator, moved):
-    path = path_of(rmsprop(accumulator), np.full((10, 1), 0.01, "float32"))
-    assert -path[-1, 0] == pytest.approx(moved, rel=0.02)
-
-
-@pytest.mark.parametrize("accumulator", [0.0, 1.0])
-def test_rmsprop_comes_back_from_its_config(gradients, accumulator):
-    optimizer = rmsprop(accumulator, learning_rate=keras.optimizers.schedules.ExponentialDecay(4e-4, 3, 0.5))
-    again = RMSprop.from_config(optimizer.get_config())
-    assert again.get_config() == optimizer.get_config()
-    np.testing.assert_array_equal(path_of(again, gradients), path_of(optimizer, gradients))
-
-
-# ------------------------------------------------------------------ loss
+# ------------------------------------------------------------------ loss and steps
 
 
 @pytest.fixture
@@ -184,13 +102,63 @@ def test_regression_minimises_the_mean_square_error(batch):
     assert loss == shown == pytest.approx(np.square(mean - batch[1]).mean(), rel=1e-5)
 
 
-# ------------------------------------------------------------------ settings
+def test_training_learns(settings):
+    corners = settings(filters=8, prior_filters=8, batch=8, decay_steps=1000)
+    batches = split_thumbnails(corners)[0].dataset()
+    log = trainer(corners).fit(batches, steps_per_epoch=20, epochs=3, verbose=0, shuffle=False).history
+    assert 8 > log["loss"][0] > log["loss"][1] > log["loss"][2]  # bits; eight are a guess
+
+
+def test_average_is_that_of_the_steps(settings):
+    averaged = settings(ema=0.75)
+    model, batches, steps = trainer(averaged), split_thumbnails(averaged)[0], []
+    variables = model.network.trainable_variables
+    for i in range(3):
+        model.train_step(batches.batch_number(i))
+        steps.append([np.array(weight) for weight in variables])
+    model.optimizer.finalize_variable_values(variables)
+    for one, two, three, average in zip(*steps, variables, strict=True):  # it starts with the first step's
+        np.testing.assert_allclose(average, 0.75 * (0.75 * one + 0.25 * two) + 0.25 * three,
+                                   rtol=1e-5, atol=1e-7)
+        assert (one != two).any()
+    with pytest.raises(InputError, match="ema: must be at least 0 and below 1, not 1"):
+        main("corners", settings(ema=1.0))
+
+
+@pytest.mark.parametrize("model", ["recursive", "independent", "regression"])
+@pytest.mark.parametrize("norm", ["batch", "spade", "batch+lr"])
+def test_a_step_trains_every_weight(settings, model, norm):
+    small = settings(model=model, norm=norm, hidden=3, initializer="truncated_normal", conditioned=True)
+    trained = trainer(small)
+    before = [np.array(weight) for weight in trained.trainable_variables]
+    for i in range(2):  # the features' scale stands still until the gates make use of them
+        result = trained.train_step(split_thumbnails(small)[0].batch_number(i))
+    assert np.isfinite(result["loss"])
+    still = [weight.path for old, weight in zip(before, trained.trainable_variables, strict=True)
+             if (old == np.array(weight)).all()]
+    assert not still
+
+
+@pytest.mark.parametrize("conditioned", [False, True])
+def test_a_network_starts_from_another(settings, tmp_path, conditioned):
+    first = settings(conditioned=conditioned)
+    source = trainer(first).network
+    source.save(tmp_path / "first.keras")
+    again = dataclasses.replace(first, start=str(tmp_path / "first.keras"))
+    for one, two in zip(source.get_weights(), trainer(again).network.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, two)
+    assert any((one != plain).any() for one, plain in
+               zip(source.get_weights(), trainer(first).network.get_weights(), strict=True))
+    with pytest.raises(InputError, match=r"start: only 1 of 1[56] layers find weights of their shape in it"):
+        trainer(dataclasses.replace(again, filters=8, prior_filters=8))
+
+
+# ------------------------------------------------------------------ presets
 
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_makes_a_trainer(name):
-    settings = PRESETS[name][1]
-    model = trainer(settings)
+    settings, model = PRESETS[name][1], trainer_of(name)
     assert model.network.scale == settings.data.scale
     assert model.network.lr_size == settings.data.size == 8
     assert len(model.network.inputs) == (1 if name == "regression" else 2)
@@ -215,7 +183,7 @@ def test_reported_networks_are_the_report_s():
     for name, slopes, size in [("reported", set(), 3), ("reported-spade", {0.0}, 4)]:
         settings = PRESETS[name][1]
         assert settings.epochs * settings.steps == 21_000
-        conditioning = trainer(settings).network.get_layer("conditioning")
+        conditioning = trainer_of(name).network.get_layer("conditioning")
         blocks = [layer for layer in conditioning.layers if isinstance(layer, SPADEResBlock)]
         assert {block.slope for block in blocks} == slopes
         assert all(block.conv_0.kernel_size == block.conv_1.kernel_size == (3, 3) for block in blocks)
@@ -226,21 +194,21 @@ def test_reported_networks_are_the_report_s():
 def test_networks_that_are_compared_have_as_many_weights():
     counts = []
     for name in ("improved", "improved-spade"):
-        network = trainer(PRESETS[name][1]).network.get_layer("conditioning")
+        network = trainer_of(name).network.get_layer("conditioning")
         counts.append(sum(int(np.prod(weight.shape)) for weight in network.trainable_weights))
     assert counts[1] == pytest.approx(counts[0], rel=0.02)
 
 
 def test_learning_rate_falls_in_steps():
     settings = PRESETS["improved"][1]
-    schedule = trainer(settings).optimizer._learning_rate
+    schedule = trainer_of("improved").optimizer._learning_rate
     steps = settings.decay_steps
     rates = [float(schedule(step)) for step in (0, steps - 1, steps, 2 * steps - 1, 2 * steps)]
     assert rates == pytest.approx([4e-4, 4e-4, 1e-4, 1e-4, 0.25e-4])
 
 
 def test_reported_kernels_are_drawn_from_a_truncated_normal_distribution():
-    network = trainer(PRESETS["reported"][1]).network
+    network = trainer_of("reported").network
     kernels = [np.array(v) for v in network.trainable_variables if "kernel" in v.name]
     assert len(kernels) > 100
     values = np.concatenate([kernel.ravel() for kernel in kernels])
@@ -279,21 +247,6 @@ def test_the_whole_of_a_folder_is_both_splits_unless_some_are_held_out(folder):
             example.name for example in load("photos", side)]
 
 
-@pytest.fixture
-def settings(tmp_path):
-    """Settings of a training of seconds."""
-
-    def make(name="run", precision="float32", snapshots=(), data=None, **changes):
-        corners = PRESETS["corners"][1]
-        small = {"blocks": 1, "filters": 6, "prior_filters": 6, "prior_blocks": 1, "prior_head": 12,
-                 "batch": 4, "steps": STEPS, "epochs": 2}
-        return dataclasses.replace(
-            corners, data=dataclasses.replace(corners.data, **{"val_pictures": 4, **(data or {})}),
-            run=RunSettings(str(tmp_path / name), precision, snapshots=snapshots), **{**small, **changes})
-
-    return make
-
-
 def test_validation_and_test_pictures_are_not_trained_on(settings, folder):
     data = {"source": (str(folder), "photos"), "held_out": 3, "val_pictures": 2}
     pictures = split_thumbnails(settings(data=data))
@@ -321,148 +274,6 @@ def test_flips_are_for_training(settings):
     train, *_ = split_thumbnails(flipped)
     assert train.flip
     assert not split_thumbnails(settings())[0].flip
-
-
-# ------------------------------------------------------------------ runs
-
-
-@pytest.fixture
-def uncompiled(monkeypatch):
-    """Draw without XLA, whose compilation would take most of the time."""
-    monkeypatch.setattr(upscaler, "Sampler", partial(Sampler, jit_compile=False))
-
-
-def test_a_run_leaves_its_network_log_settings_snapshots_and_samples(settings, tmp_path, capsys):
-    main("corners", settings(snapshots=(2, 4, 6)))  # the last one is past the end
-    folder = tmp_path / "run"
-    assert {path.name for path in folder.iterdir()} == {
-        "settings.yaml", "log.csv", "model.keras", "last.keras", "step_2.keras", "step_4.keras",
-        "backup.weights.h5", "samples", "tensorboard", "lock",
-    }
-    assert yaml.safe_load((folder / "settings.yaml").read_text())["data"]["val_pictures"] == 4
-    log = rows(folder)
-    assert list(log[0]) == ["epoch", "step", "seconds", "step_seconds", "loss",
-                            "val_bits", "val_bits_a", "val_bits_b", *MEASURES]
-    assert [(row["epoch"], row["step"]) for row in log] == [("1", "2"), ("2", "4")]
-    assert all(0 < float(row["val_bits"]) < 16 for row in log)
-    for one, two in zip(weights(folder, "step_4.keras"), weights(folder), strict=True):
-        np.testing.assert_array_equal(one, two)
-    assert any((one != two).any() for one, two in
-               zip(weights(folder, "step_2.keras"), weights(folder), strict=True))
-    samples = sorted(path.name for path in (folder / "samples").iterdir())
-    assert samples == ["epoch_0001.png", "epoch_0002.png", "test.png"]
-    # Four pictures: LR, a sample, the most probable values, HR; three times as large, with gaps of 4.
-    assert read_picture(folder / "samples" / samples[0]).pixels.shape == (4 * 52, 4 * 52, 3)
-    out = capsys.readouterr().out
-    assert "bits per dimension: A + B " in out
-    assert "one_digit" in out
-
-
-def test_training_learns(settings):
-    corners = settings(filters=8, prior_filters=8, batch=8, decay_steps=1000)
-    batches = split_thumbnails(corners)[0].dataset()
-    log = trainer(corners).fit(batches, steps_per_epoch=20, epochs=3, verbose=0, shuffle=False).history
-    assert 8 > log["loss"][0] > log["loss"][1] > log["loss"][2]  # bits; eight are a guess
-
-
-def test_conditioned_gates_train_and_are_measured_with_lr(settings, tmp_path, uncompiled, capsys):
-    main("corners", settings(conditioned=True, ema=0.5, epochs=1))
-    assert [key for key in rows(tmp_path / "run")[0] if "bits" in key] == ["val_bits", "val_bits_a"]
-    assert ", B " not in capsys.readouterr().out  # alone it is no model of HR
-    network = upscaler.load(tmp_path / "run" / "model.keras")
-    assert len(network.get_layer("prior").inputs) == 2
-
-
-@pytest.mark.parametrize("conditioned", [False, True])
-def test_a_network_starts_from_another(settings, tmp_path, conditioned):
-    first = settings(conditioned=conditioned)
-    source = trainer(first).network
-    source.save(tmp_path / "first.keras")
-    again = dataclasses.replace(first, start=str(tmp_path / "first.keras"))
-    for one, two in zip(source.get_weights(), trainer(again).network.get_weights(), strict=True):
-        np.testing.assert_array_equal(one, two)
-    assert any((one != plain).any() for one, plain in
-               zip(source.get_weights(), trainer(first).network.get_weights(), strict=True))
-    with pytest.raises(InputError, match=r"start: only 1 of 1[56] layers find weights of their shape in it"):
-        trainer(dataclasses.replace(again, filters=8, prior_filters=8))
-
-
-def test_average_is_that_of_the_steps(settings):
-    averaged = settings(ema=0.75)
-    model, batches, steps = trainer(averaged), split_thumbnails(averaged)[0], []
-    variables = model.network.trainable_variables
-    for i in range(3):
-        model.train_step(batches.batch_number(i))
-        steps.append([np.array(weight) for weight in variables])
-    model.optimizer.finalize_variable_values(variables)
-    for one, two, three, average in zip(*steps, variables, strict=True):  # it starts with the first step's
-        np.testing.assert_allclose(average, 0.75 * (0.75 * one + 0.25 * two) + 0.25 * three,
-                                   rtol=1e-5, atol=1e-7)
-        assert (one != two).any()
-    with pytest.raises(InputError, match="ema: must be at least 0 and below 1, not 1"):
-        main("corners", settings(ema=1.0))
-
-
-def test_a_stopped_run_goes_on_to_the_same_weights_to_the_bit(settings, tmp_path, uncompiled, monkeypatch):
-    changes = {"precision": "mixed_bfloat16", "data": {"flip": True}}  # as `improved`
-    main("corners", settings("whole", **changes))
-    stopped = settings("stopped", **changes)
-    with monkeypatch.context() as patch:
-        patch.setattr(Keeper, "on_train_batch_end", at_step(STEPS + 1, interrupt))
-        with pytest.raises(KeyboardInterrupt):
-            main("corners", stopped)
-    assert len(rows(tmp_path / "stopped")) == 1
-    main("corners", stopped)
-    assert_same_run(tmp_path / "stopped", tmp_path / "whole")
-    assert any((one != two).any() for one, two in
-               zip(weights(tmp_path / "whole"), trainer(stopped).network.get_weights(), strict=True))
-
-
-def test_a_killed_process_goes_on(settings, tmp_path, uncompiled, run_command):
-    changes = {"model": "independent", "data": {"val_pictures": 2}}
-    main("corners", settings("whole", **changes))
-    result = run_command("-c", KILLED.format(step=STEPS + 1, settings=repr(settings("killed", **changes))))
-    assert result.returncode == -signal.SIGKILL, result.stderr
-    assert len(rows(tmp_path / "killed")) == 1
-    main("corners", settings("killed", **changes))
-    assert_same_run(tmp_path / "killed", tmp_path / "whole")
-
-
-@pytest.mark.parametrize("model", ["recursive", "independent", "regression"])
-@pytest.mark.parametrize("norm", ["batch", "spade", "batch+lr"])
-def test_a_step_trains_every_weight(settings, model, norm):
-    small = settings(model=model, norm=norm, hidden=3, initializer="truncated_normal", conditioned=True)
-    trained = trainer(small)
-    before = [np.array(weight) for weight in trained.trainable_variables]
-    for i in range(2):  # the features' scale stands still until the gates make use of them
-        result = trained.train_step(split_thumbnails(small)[0].batch_number(i))
-    assert np.isfinite(result["loss"])
-    still = [weight.path for old, weight in zip(before, trained.trainable_variables, strict=True)
-             if (old == np.array(weight)).all()]
-    assert not still
-
-
-@pytest.mark.parametrize(("model", "score"), [("regression", "val_mse"), ("independent", "val_bits")])
-def test_networks_without_a_prior_train(settings, tmp_path, uncompiled, capsys, model, score):
-    main("corners", settings(model=model))
-    log = rows(tmp_path / "run")
-    assert list(log[0]) == ["epoch", "step", "seconds", "step_seconds", "loss", score, *MEASURES]
-    best = min(log, key=lambda row: float(row[score]))
-    same = [(one == two).all() for one, two in
-            zip(weights(tmp_path / "run", "model.keras"), weights(tmp_path / "run"), strict=True)]
-    assert all(same) == (best is log[-1])
-    out = capsys.readouterr().out
-    assert ("mean square error: " if model == "regression" else "bits per dimension: A + B ") in out
-
-
-def test_log_knows_that_fewer_bits_are_better(tmp_path):
-    log, best = Log(tmp_path / "log.csv", "val_bits", min), []
-    for epoch, bits in enumerate([3.0, 2.0, 2.0, 2.5], start=1):
-        log.add({"epoch": epoch, "val_bits": bits})
-        best.append(log.is_best())
-    assert best == [True, True, False, False]
-    assert log.stale(2)
-    assert not log.stale(3)
 
 
 # ------------------------------------------------------------------ mistakes

@@ -12,7 +12,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from test_pixelcnn import tiny as pixel_recursive
 from test_srgan import drawn
 
-from superres import commands, evaluate, upscale
+from superres import command_line, evaluate, upscale
 from superres.datasets.degradations import imresize
 from superres.datasets.pictures import read_picture, to_uint8, write_picture
 from superres.errors import InputError
@@ -74,7 +74,7 @@ def call(monkeypatch, capsys):
     def run(main, *arguments):
         monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
         try:
-            commands.command(main)
+            command_line.command(main)
             status = 0
         except SystemExit as stopped:
             status = stopped.code

@@ -13,7 +13,7 @@ from test_train import assert_same_run, rows
 from test_train_srgan import changed, trained
 
 import superres.train.srmap as script
-from superres import commands
+from superres import command_line
 from superres.datasets.patches import split_pictures
 from superres.datasets.pictures import read_picture
 from superres.errors import InputError
@@ -341,7 +341,7 @@ def test_adversarial_training_needs_a_start(make, grain, monkeypatch, capsys, ar
                                       "reduced", "--crop", "24", "--batch", "4", "--val-pictures", "1",
                                       "--test-pictures", "1"])
     with pytest.raises(SystemExit) as end:
-        commands.command(main, PRESETS)
+        command_line.command(main, PRESETS)
     assert (end.value.code, fitted) == ((0, [arguments[0]]) if trains else (2, []))
     out, err = capsys.readouterr()
     if not trains:

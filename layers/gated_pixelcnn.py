@@ -7,7 +7,7 @@ import numpy as np
 from keras import initializers, ops
 
 from superres.layers.base import Configured, Shape, Tensor
-from superres.layers.masked_conv import colour_mask
+from superres.layers.masked_conv import colour_groups, colour_mask
 
 
 @keras.saving.register_keras_serializable(package="superres")
@@ -97,6 +97,7 @@ class GatedPixelCNNBlock(Configured, keras.layers.Layer):
         mask[0, -1] = colour_mask(channels, 2 * filters, self.mask_type, self.colours, gates=2)
         self._horizontal_mask = mask
         self._output_mask = colour_mask(filters, filters, "B", self.colours)
+        self._colour_ends = np.cumsum([0, *np.bincount(colour_groups(filters, self.colours), minlength=self.colours)])
 
     def call(self, inputs: list[Tensor]) -> list[Tensor]:
         v, h, *condition = inputs
@@ -139,14 +140,31 @@ class GatedPixelCNNBlock(Configured, keras.layers.Layer):
         kernel = ops.cast(self.horizontal_kernel[0, :-1], pixels.dtype)
         return context + ops.tensordot(pixels, kernel, 2)
 
-    def pixel(self, pixel: Tensor, left: Tensor) -> Tensor:
-        """Second half of the horizontal stack at one pixel: (B, C), (B, 2 filters) -> (B, filters).
+    def colour(self, colour: int, pixel: Tensor, left: Tensor, gated: list[Tensor]) -> Tensor:
+        """Second half of the horizontal stack at one pixel, for one of its colours, after the earlier ones.
 
-        Each colour sees the features of the earlier ones (and, for type B, its own);
-        those of later colours may be anything finite.
+        Args:
+            colour: Its number.
+            pixel: (B, n), of the features that enter, those that the colour sees: the earlier
+                colours' and, for type B, its own.
+            left: (B, 2 filters), what `left` has given.
+            gated: What has passed the gate for the earlier colours; the colour's own is added.
+
+        Returns:
+            (B, its share of the filters).
         """
-        kernel = ops.cast((self.horizontal_kernel * self._horizontal_mask)[0, -1], pixel.dtype)
-        return self._finish(left + ops.matmul(pixel, kernel), pixel)
+        dtype = left.dtype
+        first, end = self._colour_ends[colour : colour + 2]
+        own = np.r_[first:end, self.filters + first : self.filters + end]
+        features = left[:, first:end], left[:, self.filters + first : self.filters + end]
+        features = ops.concatenate(features, -1)
+        if pixel.shape[-1]:
+            kernel = ops.take(self.horizontal_kernel[0, -1, : pixel.shape[-1]], own, axis=1)
+            features = features + ops.matmul(pixel, ops.cast(kernel, dtype))
+        gated.append(_gate(features))
+        output = ops.matmul(ops.concatenate(gated, -1), ops.cast(self.output_kernel[:end, first:end], dtype))
+        output = output + ops.cast(self.output_bias[first:end], dtype)
+        return output if self.mask_type == "A" else output + pixel[:, first:end]
 
     def _finish(self, features, inputs):
         """Gate, 1x1 convolution, residual connection."""

@@ -201,23 +201,23 @@ class Sampler(keras.Model):
         ends = np.cumsum(np.bincount(colour_groups(head.filters, channels)))
 
         def pick(seen, logits, noise):
-            drawn, hidden = [], []
+            # Of every block and of the last one's result, the features of the colours so far.
+            hidden = []
+            features, gated = [[] for _ in range(len(self.blocks) + 1)], [[] for _ in self.blocks]
             for colour in range(channels):
-                missing = [ops.zeros_like(noise[:, 0])] * (channels - colour)
-                h, features = ops.stack(drawn + missing, -1), []
-                for block, left in zip(self.blocks, seen, strict=True):
-                    features.append(h)
-                    h = block.pixel(h, left)
+                for i, (block, left) in enumerate(zip(self.blocks, seen, strict=True)):
+                    pixel = ops.concatenate(features[i], -1) if features[i] else noise[:, :0]
+                    features[i + 1].append(block.colour(colour, pixel, left, gated[i]))
+                h = ops.concatenate(features[-1], -1)
                 # Of the head, the colour's own units; of the last layer, the colour's own logits.
                 end = int(ends[colour])
                 new = slice(int(ends[colour - 1]) if colour else 0, end)
                 own = slice(colour * levels, (colour + 1) * levels)
-                hidden.append(ops.relu(ops.matmul(h, head_kernel[:, new]) + head.bias[new]))
+                hidden.append(ops.relu(ops.matmul(h, head_kernel[: h.shape[-1], new]) + head.bias[new]))
                 prior = ops.matmul(ops.concatenate(hidden, -1), last_kernel[:end, own]) + last.bias[own]
                 level = draw(logits[:, colour] + prior, noise[:, colour], temperature)
-                drawn.append(ops.cast(level, "float32") / (levels - 1) - 0.5)
-            features[0] = ops.stack(drawn, -1)
-            return features
+                features[0].append((ops.cast(level, "float32") / (levels - 1) - 0.5)[:, None])
+            return [ops.concatenate(of_block, -1) for of_block in features[:-1]]
 
         return pick
 

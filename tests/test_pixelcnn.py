@@ -211,13 +211,11 @@ def test_gated_block_row_by_row_and_pixel_by_pixel(rng, randomize, mask_type, co
         np.testing.assert_allclose(row_v[:, 0], whole_v[:, r], atol=1e-5)
         for c in range(7):
             before = block.left(left[:, r, c : c + 2], context[:, 0, c])
+            gated = []
             for colour in range(colours):
-                # What is drawn after this colour is not known yet.
                 known = seen < colour if mask_type == "A" else seen <= colour
-                pixel = np.where(known, h[:, r, c], rng.normal(0, 100, (2, channels)).astype("float32"))
-                own = sees == colour
-                np.testing.assert_allclose(np.asarray(block.pixel(pixel, before))[:, own],
-                                           np.asarray(whole_h)[:, r, c][:, own], atol=1e-5)
+                found = block.colour(colour, h[:, r, c, known], before, gated)
+                np.testing.assert_allclose(found, np.asarray(whole_h)[:, r, c, sees == colour], atol=1e-5)
 
 
 @pytest.mark.parametrize("layer", [MaskedConv2D, GatedPixelCNNBlock])

@@ -1,6 +1,6 @@
 """The gated block of PixelCNN, in parallel over a picture and one row or pixel at a time."""
 
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import keras
 import numpy as np
@@ -97,7 +97,6 @@ class GatedPixelCNNBlock(Configured, keras.layers.Layer):
         mask[0, -1] = colour_mask(channels, 2 * filters, self.mask_type, self.colours, gates=2)
         self._horizontal_mask = mask
         self._output_mask = colour_mask(filters, filters, "B", self.colours)
-        self._colour_ends = np.cumsum([0, *np.bincount(colour_groups(filters, self.colours), minlength=self.colours)])
 
     def call(self, inputs: list[Tensor]) -> list[Tensor]:
         v, h, *condition = inputs
@@ -127,44 +126,24 @@ class GatedPixelCNNBlock(Configured, keras.layers.Layer):
             features, context = features + told_vertical, context + told_horizontal
         return _gate(features), context
 
-    def left(self, pixels: Tensor, context: Tensor) -> Tensor:
-        """First half of the horizontal stack at one pixel, before anything of the pixel is known.
-
-        Args:
-            pixels: (B, past, C), the features of the pixels to the left.
-            context: (B, 2 filters), what `vertical` tells about the rows above.
+    def by_colours(self) -> tuple[np.ndarray, Tensor, list["ColourStep"]]:
+        """The horizontal stack, cut for computing one pixel, colour after colour.
 
         Returns:
-            (B, 2 filters), which `pixel` takes.
+            order: (2 filters,), the columns of both gates, sorted by colour.
+            left: (past, C, 2 filters), the kernel for the pixels to the left, in that order.
+            steps: One for each colour.
         """
-        kernel = ops.cast(self.horizontal_kernel[0, :-1], pixels.dtype)
-        return context + ops.tensordot(pixels, kernel, 2)
-
-    def colour(self, colour: int, pixel: Tensor, left: Tensor, gated: list[Tensor]) -> Tensor:
-        """Second half of the horizontal stack at one pixel, for one of its colours, after the earlier ones.
-
-        Args:
-            colour: Its number.
-            pixel: (B, n), of the features that enter, those that the colour sees: the earlier
-                colours' and, for type B, its own.
-            left: (B, 2 filters), what `left` has given.
-            gated: What has passed the gate for the earlier colours; the colour's own is added.
-
-        Returns:
-            (B, its share of the filters).
-        """
-        dtype = left.dtype
-        first, end = self._colour_ends[colour : colour + 2]
-        own = np.r_[first:end, self.filters + first : self.filters + end]
-        features = left[:, first:end], left[:, self.filters + first : self.filters + end]
-        features = ops.concatenate(features, -1)
-        if pixel.shape[-1]:
-            kernel = ops.take(self.horizontal_kernel[0, -1, : pixel.shape[-1]], own, axis=1)
-            features = features + ops.matmul(pixel, ops.cast(kernel, dtype))
-        gated.append(_gate(features))
-        output = ops.matmul(ops.concatenate(gated, -1), ops.cast(self.output_kernel[:end, first:end], dtype))
-        output = output + ops.cast(self.output_bias[first:end], dtype)
-        return output if self.mask_type == "A" else output + pixel[:, first:end]
+        ends = np.cumsum([0, *np.bincount(colour_groups(self.filters, self.colours))])
+        seen = range(self.colours) if self.mask_type == "A" else ends[1:]
+        order, steps = [], []
+        for count, first, end in zip(seen, ends, ends[1:], strict=False):
+            order.extend([*range(first, end), *range(self.filters + first, self.filters + end)])
+            own = order[2 * first :]
+            steps.append(ColourStep(ops.take(self.horizontal_kernel[0, -1, :count], own, axis=1),
+                                    self.output_kernel[:end, first:end], self.output_bias[first:end],
+                                    self.mask_type == "B"))
+        return np.array(order), ops.take(self.horizontal_kernel[0, :-1], order, axis=2), steps
 
     def _finish(self, features, inputs):
         """Gate, 1x1 convolution, residual connection."""
@@ -174,6 +153,35 @@ class GatedPixelCNNBlock(Configured, keras.layers.Layer):
 
     def compute_output_shape(self, input_shape: list[Shape]) -> list[Shape]:
         return [(*shape[:-1], self.filters) for shape in input_shape[:2]]
+
+
+class ColourStep(NamedTuple):
+    """The horizontal stack of a block at one pixel and colour, whose share of the filters is `own`.
+
+    Attributes:
+        entering: (n, 2 own), for the n features of the pixel that the colour sees.
+        output: (m, own), for what has passed the gates of the colours up to this one.
+        bias: (own,).
+        residual: Whether the colour's own features are added.
+    """
+
+    entering: Tensor
+    output: Tensor
+    bias: Tensor
+    residual: bool
+
+    def __call__(self, left: Tensor, pixel: list[Tensor], gated: list[Tensor]) -> Tensor:
+        """The colour's features.
+
+        Args:
+            left: (B, 2 own), what the rows above and the pixels to the left tell.
+            pixel: (B, any) for each colour that it sees: all that enter, up to here.
+            gated: (B, any) for each earlier colour, what has passed its gate; this one's is added.
+        """
+        features = left + ops.matmul(ops.concatenate(pixel, -1), self.entering) if pixel else left
+        gated.append(_gate(features))
+        output = ops.matmul(ops.concatenate(gated, -1), self.output) + self.bias
+        return output + pixel[-1] if self.residual else output
 
 
 def _convolve(features, kernel):

@@ -10,6 +10,10 @@ Source: Ramachandran et al., "Fast Generation for Convolutional Autoregressive M
 2017, whose caching this is.
 """
 
+import itertools
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import keras
 import numpy as np
 from keras import ops
@@ -19,6 +23,7 @@ from superres.errors import InputError
 from superres.layers import GatedPixelCNNBlock
 from superres.layers.base import Tensor
 from superres.layers.masked_conv import colour_groups
+from superres.precision import gpus
 
 GREEDY = 1e6  # what an infinite temperature is taken for
 
@@ -130,7 +135,8 @@ class Sampler(keras.Model):
             temperature: See `draw`.
             seed: Together with the sample's number and the picture's, it decides the noise.
             samples: How many to draw.
-            batch: How many are drawn at a time. It changes nothing but speed and memory.
+            batch: How many are drawn at a time, shared between the processor's cores. It
+                changes nothing but speed and memory.
 
         Returns:
             (samples, N, H, W, C) uint8.
@@ -138,13 +144,21 @@ class Sampler(keras.Model):
         lr = to_float(lr)
         size = self.network.outputs[0].shape[1:4]
         jobs = [(k, i) for k in range(samples) for i in range(len(lr))]
-        batch, drawn = min(batch, len(jobs)), []
-        for start in range(0, len(jobs), batch):
-            # The last batch is filled up: another size would be compiled anew.
-            some = (jobs[start : start + batch] + jobs[-1:] * batch)[:batch]
+        # XLA keeps little more than one core busy: as many parts at a time, of 8 pictures or more.
+        count = min(batch, len(jobs))
+        cores = 1 if gpus() else max(1, min(os.cpu_count() or 1, count // 8))
+        part = -(-count // cores)
+
+        def draw_part(start):
+            # The last part is filled up: another size would be compiled anew.
+            some = (jobs[start : start + part] + jobs[-1:] * part)[:part]
             noise = np.stack([np.random.default_rng((seed, *job)).random(size, "float32") for job in some])
-            drawn.extend(self.predict_on_batch([lr[[i for _, i in some]], noise,
-                                                np.full(batch, temperature, "float32")]))
+            return self.predict_on_batch([lr[[i for _, i in some]], noise,
+                                          np.full(part, temperature, "float32")])
+
+        first = draw_part(0)  # alone: it compiles
+        with ThreadPoolExecutor(cores) as pool:
+            drawn = [*first, *itertools.chain(*pool.map(draw_part, range(part, len(jobs), part)))]
         pictures = np.stack(drawn[: len(jobs)]) * (255 / (self.levels - 1))
         return np.round(pictures).astype("uint8").reshape(samples, len(lr), *size)
 
@@ -161,60 +175,70 @@ class Sampler(keras.Model):
         logits = ops.transpose(logits, (1, 2, 0, 3, 4))
         condition = [ops.transpose(features, (1, 0, 2, 3)) for features in condition]  # (rows, batch, ...)
         noise = ops.transpose(noise, (1, 2, 0, 3))
-        pick = self._colours(channels, temperature)
-
-        def zeros(block, *size):
-            maps = channels if block.mask_type == "A" else block.filters
-            return ops.zeros((batch, block.past, *size, maps))
+        orders, left_kernels, steps = zip(*(block.by_colours() for block in self.blocks), strict=True)
+        pick = self._colours(steps, temperature)
+        # All blocks but the first are alike: what lies to the left reaches them in one product.
+        first, *rest = self.blocks
+        others = rest[:1]  # what stands for them, where there are any
+        left_kernels = [left_kernels[0], *(ops.stack(left_kernels[1:]) for _ in others)]
 
         def row(y, state):
             picture, *above = state
             contexts, windows, v = [], [], None
             told = [features[y][:, None] for features in condition]
-            for block, past in zip(self.blocks, above, strict=True):
+            for block, order, past in zip(self.blocks, orders, above, strict=True):
                 windows.append(past if v is None else ops.concatenate([past, v], 1))
                 v, context = block.vertical(windows[-1], *told)
-                contexts.append(ops.transpose(context[:, 0], (1, 0, 2)))
+                contexts.append(ops.transpose(ops.take(context[:, 0], order, axis=-1), (1, 0, 2)))
+            stacked = [ops.stack(contexts[1:], 1) for _ in others]  # (columns, blocks, batch, ...)
 
             def pixel(x, state):
-                drawn, *lefts = state
-                seen = [block.left(left, context[x])
-                        for block, left, context in zip(self.blocks, lefts, contexts, strict=True)]
-                features = pick(seen, logits[y, x], noise[y, x])
-                lefts = [ops.concatenate([left[:, 1:], new[:, None]], 1)
-                         for left, new in zip(lefts, features, strict=True)]
-                return written(drawn, x, features[0]), *lefts
+                drawn, left, *lefts = state
+                seen = [contexts[0][x] + ops.tensordot(left, left_kernels[0], 2)]
+                for context, pixels, kernel in zip(stacked, lefts, left_kernels[1:], strict=True):
+                    seen += ops.unstack(context[x] + ops.einsum("kbpi,kpio->kbo", pixels, kernel))
+                new, *news = pick(seen, logits[y, x], noise[y, x])
+                left = ops.concatenate([left[:, 1:], new[:, None]], 1)
+                lefts = [ops.concatenate([pixels[:, :, 1:], ops.stack(news)[:, :, None]], 2)
+                         for pixels in lefts]
+                return written(drawn, x, new), left, *lefts
 
-            drawn, *_ = ops.fori_loop(0, width, pixel, (ops.zeros_like(noise[0]), *map(zeros, self.blocks)))
+            drawn, *_ = ops.fori_loop(0, width, pixel, (
+                ops.zeros_like(noise[0]), ops.zeros((batch, first.past, channels)),
+                *[ops.zeros((len(rest), batch, block.past, block.filters)) for block in others]))
             # The vertical stack of the first block sees the rows above: now also this one.
             windows[0] = ops.concatenate([windows[0], ops.transpose(drawn, (1, 0, 2))[:, None]], 1)
             return written(picture, y, drawn), *[window[:, 1:] for window in windows]
 
-        picture, *_ = ops.fori_loop(
-            0, height, row, (ops.zeros_like(noise), *[zeros(block, width) for block in self.blocks]))
+        picture, *_ = ops.fori_loop(0, height, row, (
+            ops.zeros_like(noise), ops.zeros((batch, first.past, width, channels)),
+            *[ops.zeros((batch, block.past, width, block.filters)) for block in rest]))
         return ops.transpose(ops.cast(ops.round((picture + 0.5) * (self.levels - 1)), "int32"), (2, 0, 1, 3))
 
-    def _colours(self, channels, temperature):
+    def _colours(self, steps, temperature):
         """Function that draws one pixel and returns what enters each block: first the pixel itself."""
         head, last, levels = self.prior.get_layer("head"), self.prior.get_layer("last"), self.levels
         head_kernel, last_kernel = head.masked_kernel()[0, 0], last.masked_kernel()[0, 0]
-        ends = np.cumsum(np.bincount(colour_groups(head.filters, channels)))
+        # Of the head, the colour's own units; of the last layer, the colour's own logits.
+        heads, sizes = [], np.bincount(colour_groups(head.filters, len(steps[0])))
+        for colour, (end, size) in enumerate(zip(np.cumsum(sizes), sizes, strict=True)):
+            own, logits = slice(end - size, end), slice(colour * levels, (colour + 1) * levels)
+            count = steps[-1][colour].output.shape[0]  # of the features that the colour sees
+            heads.append((head_kernel[:count, own], head.bias[own],
+                          last_kernel[:end, logits], last.bias[logits]))
 
         def pick(seen, logits, noise):
             # Of every block and of the last one's result, the features of the colours so far.
-            hidden = []
-            features, gated = [[] for _ in range(len(self.blocks) + 1)], [[] for _ in self.blocks]
-            for colour in range(channels):
-                for i, (block, left) in enumerate(zip(self.blocks, seen, strict=True)):
-                    pixel = ops.concatenate(features[i], -1) if features[i] else noise[:, :0]
-                    features[i + 1].append(block.colour(colour, pixel, left, gated[i]))
+            features, hidden = [[] for _ in range(len(seen) + 1)], []
+            gated = [[] for _ in seen]
+            cuts = 2 * np.cumsum([0, *(step.bias.shape[0] for step in steps[0])])
+            for colour, (kernel, bias, last_kernel, last_bias) in enumerate(heads):
+                for i, step in enumerate(of_block[colour] for of_block in steps):
+                    left = seen[i][:, cuts[colour] : cuts[colour + 1]]
+                    features[i + 1].append(step(left, features[i], gated[i]))
                 h = ops.concatenate(features[-1], -1)
-                # Of the head, the colour's own units; of the last layer, the colour's own logits.
-                end = int(ends[colour])
-                new = slice(int(ends[colour - 1]) if colour else 0, end)
-                own = slice(colour * levels, (colour + 1) * levels)
-                hidden.append(ops.relu(ops.matmul(h, head_kernel[: h.shape[-1], new]) + head.bias[new]))
-                prior = ops.matmul(ops.concatenate(hidden, -1), last_kernel[:end, own]) + last.bias[own]
+                hidden.append(ops.relu(ops.matmul(h, kernel) + bias))
+                prior = ops.matmul(ops.concatenate(hidden, -1), last_kernel) + last_bias
                 level = draw(logits[:, colour] + prior, noise[:, colour], temperature)
                 features[0].append((ops.cast(level, "float32") / (levels - 1) - 0.5)[:, None])
             return [ops.concatenate(of_block, -1) for of_block in features[:-1]]

@@ -205,17 +205,21 @@ def test_gated_block_row_by_row_and_pixel_by_pixel(rng, randomize, mask_type, co
     seen, sees = np.array(groups(channels, colours)), np.array(groups(8, colours))
     above = np.pad(v, ((0, 0), (2, 0), (0, 0), (0, 0)))
     left = np.pad(h, ((0, 0), (0, 0), (2, 0), (0, 0)))
+    order, kernel, steps = block.by_colours()
     for r in range(6):
         row_v, context = block.vertical(above[:, r : r + (2 if mask_type == "A" else 3)],
                                         *[features[:, r : r + 1] for features in s])
         np.testing.assert_allclose(row_v[:, 0], whole_v[:, r], atol=1e-5)
         for c in range(7):
-            before = block.left(left[:, r, c : c + 2], context[:, 0, c])
-            gated = []
-            for colour in range(colours):
+            before = np.asarray(context)[:, 0, c, order] + np.tensordot(left[:, r, c : c + 2], kernel, 2)
+            gated, at = [], 0
+            for colour, step in enumerate(steps):
                 known = seen < colour if mask_type == "A" else seen <= colour
-                found = block.colour(colour, h[:, r, c, known], before, gated)
+                pixel = [h[:, r, c, seen == k] for k in range(colours) if known[seen == k].all()]
+                own = 2 * (sees == colour).sum()
+                found = step(before[:, at : at + own], pixel, gated)
                 np.testing.assert_allclose(found, np.asarray(whole_h)[:, r, c, sees == colour], atol=1e-5)
+                at += own
 
 
 @pytest.mark.parametrize("layer", [MaskedConv2D, GatedPixelCNNBlock])

@@ -37,6 +37,7 @@ from superres.datasets.likeness import warn_of_likenesses
 from superres.datasets.pictures import write_picture
 from superres.datasets.thumbnails import Crop, Thumbnails
 from superres.errors import InputError
+from superres.files import whole, write_figure
 from superres.metrics.perceptual import LPIPS, SqueezeNetDistance
 from superres.metrics.report import evaluate, figure, table
 from superres.metrics.thumbnails import evaluate_thumbnails, thumbnail_sheet, thumbnail_table
@@ -57,7 +58,7 @@ def main(
     precision: Literal["float32", "bfloat16"] = "float32",
     engine: Engine = "auto",
     blend: float = 0.0,
-    blend_with: str = "",
+    blend_with: Annotated[str, tyro.conf.arg(metavar="MODEL")] = "",
     ensemble: bool = False,
     lpips: str = "",
     squeezenet: str = "",
@@ -68,6 +69,8 @@ def main(
     seed: int | None = None,
 ) -> None:
     """Measure a trained network on pictures, beside bicubic interpolation.
+
+    Example: evaluate.py lapsrn-x2 --data holiday/ --figure result.png
 
     Args:
         model: A shipped network's name, a .keras file, or hf://user/name on the Hugging Face hub.
@@ -135,9 +138,10 @@ def main(
         print(table(result))
         if figure_file:
             sheet = figure(network, pairs, temperature=temperature, seed=seed, ensemble=ensemble)
-            sheet.savefig(figure_file, dpi=110)
+            write_figure(figure_file, sheet, dpi=110)
     if json_file:
-        Path(json_file).write_text(json.dumps(_finite(result), indent=1))
+        with whole(json_file) as part:
+            part.write_text(json.dumps(_finite(result), indent=1))
 
 
 def _write_sheet(path, sheet):
@@ -145,7 +149,7 @@ def _write_sheet(path, sheet):
     if Path(path).suffix.lower() in (".pdf", ".svg"):
         drawing = Figure(figsize=(sheet.shape[1] / 100, sheet.shape[0] / 100), dpi=100)
         drawing.figimage(sheet)
-        drawing.savefig(path)
+        write_figure(path, drawing)
     else:
         write_picture(path, sheet)
 

@@ -51,6 +51,7 @@ from tensorflow_serving.config import model_server_config_pb2
 
 from superres.datasets.color import rgb_to_ycbcr, ycbcr_to_rgb
 from superres.errors import InputError
+from superres.files import whole
 from superres.layers import BicubicUpsampling2D
 from superres.models import hub
 from superres.models.images import SMALLEST
@@ -271,21 +272,22 @@ def export(model: Path | str, folder: Path | str, name: str | None, version: int
         config.model_config_list.config.add(
             name=name, base_path=f"{MOUNT}/{name}", model_platform="tensorflow"
         )
-        part = Path(folder, ".models.config.part")
-        part.write_text(text_format.MessageToString(config))
-        os.replace(part, Path(folder, "models.config"))
+        with whole(Path(folder, "models.config")) as part:
+            part.write_text(text_format.MessageToString(config))
     return target, name, network.draws_samples
 
 
 def main(
     model: Annotated[str, tyro.conf.arg(metavar="MODEL")],
-    folder: str,
+    folder: Annotated[str, tyro.conf.arg(metavar="FOLDER")],
     /,
     version: int,
     precision: Literal["float32", "bfloat16"] = "float32",
     name: str | None = None,
 ) -> None:
     """Export a trained network for TensorFlow Serving.
+
+    Example: export.py lapsrn-x4 served --version 1
 
     Args:
         model: A shipped network's name, a .keras file, or hf://user/name on the Hugging Face hub.

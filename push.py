@@ -125,6 +125,8 @@ def main(
 ) -> None:
     """Put a trained network on the Hugging Face hub, with a model card.
 
+    Example: push.py lapsrn-x4 user/name --licence apache-2.0 --trained-on "T91" --dry-run card
+
     Args:
         model: A shipped network's name, a .keras file, or hf://user/name on the Hugging Face hub.
         repository: Where to, user/name or organisation/name. It is made where there is none; to one that

@@ -97,8 +97,8 @@ def destinations(inputs: Iterable[str], folder: Path | str, suffix: str,
     jobs, taken = [], set()
     names = {(source.resolve().parent, source.stem) for source, *_ in found}
     for source, below, named in found:
-        # a_x4.png and its kin a_x4_2.png, beside a.png and where results go
-        result_of = re.fullmatch(rf"(.+){re.escape(suffix)}(_\d+|_std)?", source.stem)
+        # a_x4.png, of another scale or size too, and its kin a_x4_2.png, beside a.png and where results go
+        result_of = re.fullmatch(rf"(.+)({re.escape(suffix)}|_x[\d.]+|_\d+x\d+)(_\d+|_std)?", source.stem)
         if (not named and result_of and (source.resolve().parent, result_of[1]) in names
                 and source.resolve().parent == (folder / below).resolve()):
             print(f"left out: {source} looks like a result of {result_of[1]}; name it to upscale it")
@@ -258,6 +258,8 @@ def main(
         raise InputError(f"--scale: must be above 0 and at most the network's, {network.scale}, not {scale}")
     if overwrite and skip_existing:
         raise InputError("--overwrite, --skip-existing: give one of them")
+    if white is not None and not 0 < white < np.inf:
+        raise InputError(f"--white: must be a finite number above 0, not {white}")
     pixels = target_size(size) if size else None
     if suffix is None:
         suffix = f"_{size}" if size else f"_x{scale or network.scale:g}"

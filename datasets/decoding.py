@@ -53,13 +53,26 @@ def decode(image: Image.Image, white: float | None = None) -> tuple[np.ndarray, 
     return (pixels[..., None] if grey else pixels), None
 
 
-def check_size(width: int, height: int, size: int) -> None:
+def check_size(width: int, height: int, size: int, depth: int = 1, frames: int = 1) -> None:
     """Raise an InputError if so many pixels cannot be meant, in a file of that many bytes.
 
-    So small a file of a large picture may only be a blank one: a scanned page has up to 60 million.
+    So small a file of a large picture may only be a blank one: a scanned page has up to 60 million
+    pixels of one byte.
+
+    Args:
+        depth: Bytes of a pixel.
+        frames: How many of that size there are, up to the one that is to be read.
     """
-    if width * height > min(2 * Image.MAX_IMAGE_PIXELS, max(2**26, 10_000 * size)):
-        raise InputError(f"claims {width} x {height} pixels in {size} bytes: too large")
+    if (width * height > 2 * Image.MAX_IMAGE_PIXELS
+            or width * height * depth * frames > max(2**26, 10_000 * size)):
+        several = f"{frames} frames of " if frames > 1 else ""
+        raise InputError(f"claims {several}{width} x {height} pixels in {size} bytes: too large")
+
+
+def bytes_a_pixel(image: Image.Image) -> int:
+    """How many bytes a pixel of an open Pillow image has in its file, decompressed; at least 1."""
+    deep = ";16" in f"{image.mode} {image.tile[:1]}"
+    return len(image.getbands()) * (4 if image.mode in ("I", "F") else 2 if deep else 1)
 
 
 def _apart(planes):
@@ -81,8 +94,10 @@ def scaled(values: np.ndarray, natural: float | None = None, white: float | None
     if kind not in "iuf":
         raise InputError(f"values of type {values.dtype} are not supported")
     if kind == "u" and bits <= 16:
-        return (values / np.float32(natural or 2**bits - 1)).astype("float32").clip(0, 1)
-    values = np.nan_to_num(values, nan=0, posinf=np.inf, neginf=0) if kind == "f" else values
+        levels = values / np.float32(natural or 2**bits - 1)
+        return levels.clip(0, 1, out=levels)
+    if kind == "f" and not np.isfinite(values).all():
+        values = np.nan_to_num(values, nan=0, posinf=np.inf, neginf=0)
     least, most = values.min(initial=0), values.max(initial=0)
     if white is None:
         # Floats of a picture run from 0 to 1, a little over after interpolation or rounding; integers
@@ -94,7 +109,9 @@ def scaled(values: np.ndarray, natural: float | None = None, white: float | None
         else:
             raise InputError(f"values of type {values.dtype} from {least:g} to {most:g}: which of them is "
                              "white is not known; give it with --white VALUE")
-    return (values / np.float64(white)).clip(0, 1).astype("float32")
+    scaled = np.empty(values.shape, "float32")
+    np.divide(values, np.float64(white), out=scaled, casting="same_kind")  # no array of 64 bits on the way
+    return scaled.clip(0, 1, out=scaled)
 
 
 def _sixteen_bits(image):
@@ -161,7 +178,7 @@ def decode_page(page: tifffile.TiffPage, white: float | None = None) -> tuple[np
     colours = 1 if grey else 3
     if not colours <= samples <= 16 or page.imagedepth != 1:
         raise InputError(f"a TIFF of {samples} channels and depth {page.imagedepth} is not supported")
-    check_size(width, height, page.parent.filehandle.size)
+    check_size(width, height, page.parent.filehandle.size, samples * max(1, page.bitspersample // 8))
     if len(page.dataoffsets) < math.prod(page.chunked):
         raise InputError(f"truncated: {len(page.dataoffsets)} of {math.prod(page.chunked)} parts")
     values = page.asarray().reshape((samples, height, width) if page.planarconfig == 2

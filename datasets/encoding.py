@@ -158,4 +158,7 @@ def to_uint8(picture: np.ndarray) -> np.ndarray:
     picture = np.asarray(picture)
     if picture.dtype == np.uint8:
         return picture
-    return np.floor(np.clip(picture, 0, 1) * 255 + 0.5).astype("uint8")
+    levels = np.clip(picture, 0, 1)
+    levels *= 255  # in place: of a large picture, every copy counts
+    levels += 0.5
+    return levels.astype("uint8")

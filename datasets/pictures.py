@@ -5,6 +5,9 @@ import itertools
 import logging
 import os
 import struct
+import sys
+import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
@@ -21,6 +24,7 @@ from superres.datasets.decoding import (
     PLANAR,
     SUBFILE,
     WIDTH,
+    bytes_a_pixel,
     check_size,
     decode,
     decode_page,
@@ -37,6 +41,7 @@ from superres.datasets.encoding import (
 )
 from superres.datasets.metadata import ORIENTATION, Info, read_info
 from superres.errors import InputError
+from superres.files import whole
 
 # Pillow's guard against decompression bombs stands at 89 megapixels, which a x8
 # enlargement of an ordinary photograph passes. Twice this many pixels is an error.
@@ -51,6 +56,8 @@ READABLE = tuple(kind for kind in Image.ID if kind not in NOT_READABLE)
 SUFFIXES = tuple(sorted(suffix for suffix, kind in Image.registered_extensions().items() if kind in READABLE))
 # Known by their first bytes, so that a text without a suffix is not taken for a picture.
 KNOWN_BY_CONTENT = tuple(kind for kind in READABLE if Image.OPEN[kind][1])
+LIBTIFF = threading.Lock()  # there is one standard error
+
 
 class Picture(NamedTuple):
     """A decoded picture.
@@ -150,6 +157,23 @@ def _only_input_errors(path):
         warnings.warn(f"{path}: {text}", stacklevel=5)
 
 
+@contextlib.contextmanager
+def _libtiff_warns():
+    """Makes warnings of the lines that libtiff writes to standard error, which do not name the file."""
+    with LIBTIFF, tempfile.TemporaryFile() as said:
+        sys.stderr.flush()
+        stderr = os.dup(2)
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
+        said.seek(0)
+        for line in said.read().decode("utf-8", "replace").splitlines():
+            warnings.warn(line, stacklevel=2)
+
+
 def _pages(path, stack):
     """A function of (number, white) that reads that page of a file, which stays open until the stack ends.
 
@@ -172,7 +196,7 @@ def _pages(path, stack):
             raise EOFError
         image.seek(number)
         vars(image).pop("getexif", None)
-        check_size(*image.size, os.path.getsize(path))
+        check_size(*image.size, os.path.getsize(path), bytes_a_pixel(image), number + 1)
         if image.format == "PNG" and number == 0 and image.info.get("default_image"):
             return None  # shown where animations are not known
         if image.format == "TIFF":
@@ -191,7 +215,8 @@ def _pages(path, stack):
 
             # Pillow turns a TIFF while it loads it, and would fail there on damaged tags.
             image.getexif = only_orientation
-            picture = Picture(*decode(image, white))
+            with _libtiff_warns():
+                picture = Picture(*decode(image, white))
         else:
             picture = Picture(*decode(image, white))
             info, orientation = read_info(image)  # now: a PNG may hold it behind the pixels
@@ -295,7 +320,7 @@ def write_picture(path: Path | str, picture: Picture | np.ndarray, quality: int 
 
     Raises:
         InputError: if the suffix is of no such kind, or the kind cannot hold such a picture.
-        OSError: if the file cannot be written.
+        OSError: if the file cannot be written, with its name.
     """
     write_frames(path, [picture], quality, depth, strip)
 
@@ -328,30 +353,27 @@ def write_frames(path: Path | str, frames: Iterable[Picture | np.ndarray], quali
         if depth == 16 and kind == "PNG":
             raise InputError(f"{path}: 16 bits a channel go into a PNG of one frame only")
         frames = itertools.chain([first, second], frames)
-    part = path.with_name(f".{path.name[:40]}.part")  # no longer than the name: names have a limit
-    try:
-        if second is None:
-            save(part, path, kind, first, quality, depth, strip)
-        elif kind == "TIFF":
-            with TiffImagePlugin.AppendingTiffWriter(part, new=True) as pages:
-                for number, frame in enumerate(frames):
-                    if number:  # Pillow moves no EXIF directories of later pages
-                        frame = frame._replace(info=frame.info._replace(exif=None))
-                    save(pages, path, kind, frame, quality, depth, strip)
-                    pages.newFrame()
-        else:
-            save_animation(part, path, kind, frames, quality, strip)
-        if depth == 16 and kind == "TIFF":
-            declare_16_bits(part)
-        os.replace(part, path)
-    except (OSError, ValueError, OverflowError, struct.error) as error:
-        # Pillow's own, for a picture that the kind has no way to hold; those of the disk have a number.
-        if isinstance(error, InputError) or getattr(error, "errno", None) is not None:
-            raise
-        height, width = first.pixels.shape[:2]
-        raise InputError(f"{path}: {width} x {height} pixels cannot be written as {kind} ({error})") from None
-    finally:
-        part.unlink(missing_ok=True)
+    with whole(path) as part:
+        try:
+            if second is None:
+                save(part, path, kind, first, quality, depth, strip)
+            elif kind == "TIFF":
+                with TiffImagePlugin.AppendingTiffWriter(part, new=True) as pages:
+                    for number, frame in enumerate(frames):
+                        if number:  # Pillow moves no EXIF directories of later pages
+                            frame = frame._replace(info=frame.info._replace(exif=None))
+                        save(pages, path, kind, frame, quality, depth, strip)
+                        pages.newFrame()
+            else:
+                save_animation(part, path, kind, frames, quality, strip)
+            if depth == 16 and kind == "TIFF":
+                declare_16_bits(part)
+        except (OSError, ValueError, OverflowError, struct.error) as error:
+            # Pillow's own, for a picture that the kind has no way to hold; those of the disk have a number.
+            if isinstance(error, InputError) or getattr(error, "errno", None) is not None:
+                raise
+            size = "{1} x {0}".format(*first.pixels.shape)
+            raise InputError(f"{path}: {size} pixels cannot be written as {kind} ({error})") from None
 
 
 def fill_invisible(picture: Picture) -> Picture:

@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import os
 import random
 import struct
 import time
@@ -708,6 +709,45 @@ def test_nothing_but_input_errors_escapes(tmp_path, capfd):
     assert slowest[0] < 5
     assert 40 < fine < 400
     assert capfd.readouterr().err == ""
+
+
+def test_what_libtiff_says_names_the_file(tmp_path, capfd, monkeypatch):
+    path = tiff(tmp_path / "a.tif", SMOOTH, compression="zlib")
+    decode = pictures.decode
+
+    def chatty(image, white):
+        os.write(2, b"TIFFFetchNormalTag: odd\n")
+        return decode(image, white)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(pictures, "decode", chatty)
+        with pytest.warns(UserWarning, match=rf"^{path}: TIFFFetchNormalTag: odd$"):
+            np.testing.assert_array_equal(read_picture(path).pixels, SMOOTH)
+    with tifffile.TiffFile(path, mode="r+") as file:
+        file.filehandle.seek(file.pages[0].dataoffsets[0])
+        file.filehandle.write(bytes(9))
+    with pytest.raises(InputError, match=r"a\.tif: not a readable picture"):
+        read_picture(path)
+    assert capfd.readouterr().err == ""
+
+
+def test_small_files_claim_no_more_than_a_scanned_page(tmp_path):
+    """2**26 bytes of pixels; those of all frames, all channels and 16 bits count."""
+    one = Image.new("L", (8, 8))
+    one.save(tmp_path / "a.gif", save_all=True, append_images=[one.point(lambda value: 255)])
+    data = bytearray((tmp_path / "a.gif").read_bytes())
+    data[6:10] = struct.pack("<HH", 8000, 4200)
+    (tmp_path / "a.gif").write_bytes(data)
+    frames = read_frames(tmp_path / "a.gif")
+    assert next(frames).pixels.shape == (4200, 8000, 1)
+    with pytest.raises(InputError, match=r"claims 2 frames of 8000 x 4200 pixels in .* bytes: too large"):
+        next(frames)
+    png_of_16_bits(tmp_path / "a.png", np.zeros((1, 2**23 + 1, 4), "uint16"))
+    data = (tmp_path / "a.png").read_bytes()
+    assert len(data) > 2**26 / 10_000
+    (tmp_path / "a.png").write_bytes(data[:5000])
+    with pytest.raises(InputError, match="claims 8388609 x 1 pixels in 5000 bytes: too large"):
+        read_picture(tmp_path / "a.png")
 
 
 @pytest.mark.parametrize("suffix", [".png", ".tif", ".gif", ".bmp", ".ppm", ".tga"])

@@ -12,14 +12,16 @@ from pathlib import Path
 import keras
 import pytest
 import tensorflow as tf
+from matplotlib.figure import Figure
 
 from superres.datasets.catalogue import load as load_pictures
 from superres.datasets.degradations import degraded
 from superres.datasets.pictures import write_picture
 from superres.errors import InputError
+from superres.files import whole, write_figure
 from superres.train import folder as files
 from superres.train import log, loop
-from superres.train.folder import alone, whole
+from superres.train.folder import alone
 from superres.train.lapsrn import LapSRNTrainer, Settings, main, trainer
 from superres.train.log import Log
 from superres.train.loop import RunSettings
@@ -139,7 +141,7 @@ def test_a_killed_process_holds_nothing(tmp_path):
     assert process.stdout.readline() == b"held\n"
     with pytest.raises(InputError, match="another process"), alone(tmp_path / "run"):
         pass
-    (tmp_path / "run" / "part_model.keras").write_bytes(b"half a network")
+    (tmp_path / "run" / ".part_model.keras").write_bytes(b"half a network")
     process.send_signal(signal.SIGKILL)
     process.communicate()
     with alone(tmp_path / "run"):
@@ -208,6 +210,16 @@ def limited():
     signal.signal(signal.SIGXFSZ, ignored)
 
 
+@pytest.mark.parametrize("suffix", ["png", "pdf", "svg"])
+def test_a_figure_that_does_not_fit_is_named(tmp_path, limited, suffix):
+    figure = Figure(figsize=(1, 1))
+    figure.text(0.5, 0.5, "text")  # whose fonts a PDF holds
+    limited(100)
+    with pytest.raises(OSError, match=rf"a\.{suffix}: cannot be written \(File too large\)$"):
+        write_figure(tmp_path / f"a.{suffix}", figure)
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture
 def keeper(make, tmp_path):
     """A `Keeper` at the end of its first epoch; `end(epoch)` ends one."""
@@ -256,7 +268,7 @@ def test_a_full_disk_leaves_the_files_before_and_no_part(keeper, limited, monkey
     monkeypatch.setattr(log, "whole", filling(whole))
     monkeypatch.setattr(loop, "write_picture", filling(write_picture))
     monkeypatch.setattr(LapSRNTrainer, "save_weights", save_weights, raising=False)
-    with pytest.raises(OSError, match="File too large"):
+    with pytest.raises(OSError, match=rf"{name}: cannot be written \(File too large\)$"):
         keeper.end(epoch)
     assert before
     assert contents(keeper.folder) == before
@@ -274,7 +286,7 @@ def test_a_hand_that_stops_a_save_leaves_the_files_before_and_no_part(keeper, mo
     with pytest.raises(KeyboardInterrupt):
         keeper.end(2)
     assert contents(keeper.folder)[Path("last.keras")] == before
-    assert not list(keeper.folder.glob("part_*"))
+    assert not list(keeper.folder.glob(".part_*"))
 
 
 def test_room_for_a_backup_is_what_it_takes(keeper):

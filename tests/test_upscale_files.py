@@ -10,6 +10,7 @@ import pytest
 from PIL import Image, ImageCms
 
 from superres import upscale
+from superres.datasets import pictures
 from superres.datasets.degradations import imresize
 from superres.datasets.pictures import Picture, read_frames, read_picture, write_frames, write_picture
 from superres.models.hub import WEIGHTS
@@ -69,6 +70,15 @@ def test_results_of_an_earlier_run_are_no_inputs(run, folder):
     assert out[-1] == "1 upscaled, 0 failed"
 
 
+@pytest.mark.parametrize(("name", "option"), [("a_x4", "--strip"), ("a_x1.5_2", "--suffix=_big"),
+                                              ("a_30x20", "--size=10x12")])
+def test_results_of_another_scale_or_size_are_no_inputs_either(run, folder, name, option):
+    write_picture(folder / f"{name}.png", np.zeros((4, 4, 3), "uint8"))
+    status, out, _ = run(folder, "-o", folder, option)
+    assert (status, out[-1]) == (0, "3 upscaled, 0 failed")
+    assert f"left out: {folder / name}.png looks like a result of a; name it to upscale it" in out
+
+
 def test_a_stopped_batch_goes_on(run, folder, tmp_path, monkeypatch):
     out = tmp_path / "out"
     run(folder / "a.png", folder / "b.png", "-o", out)
@@ -93,19 +103,19 @@ def test_a_name_that_is_too_long_is_one_file_s_fault(run, folder, tmp_path, phot
 
 
 def test_a_full_disk_ends_the_run_with_what_was_done(run, folder, tmp_path, monkeypatch):
-    write = upscale.write_frames
+    save = pictures.save
 
-    def full(path, *rest):
+    def full(part, path, *rest):
+        save(part, path, *rest)
         if path.name.startswith("b"):
-            raise OSError(errno.ENOSPC, "No space left on device", str(path))
-        write(path, *rest)
+            raise OSError(errno.ENOSPC, "No space left on device")  # as of an open file: without a name
 
-    monkeypatch.setattr(upscale, "write_frames", full)
+    monkeypatch.setattr(pictures, "save", full)
     status, out, err = run(folder, "-o", tmp_path / "out")
     assert status == 1
     assert out[-1] == "1 upscaled, 1 failed, 1 not tried"
-    assert err[0].startswith(f"failed: {folder / 'b.png'}: [Errno 28] No space left")
-    assert err[1:] == ["the disk is full: stopped after 2 of 3"]
+    assert err == [f"failed: {folder / 'b.png'}: {tmp_path / 'out' / 'b_x2.png'}: cannot be written "
+                   "(No space left on device)", "the disk is full: stopped after 2 of 3"]
     assert list(contents(tmp_path / "out")) == ["a_x2.png"]
 
 
@@ -143,6 +153,8 @@ def test_a_name_that_begins_with_a_dash_gets_a_hint(run, tmp_path, monkeypatch, 
     (("--overwrite", "--skip-existing"), "--overwrite, --skip-existing: give one of them"),
     (("--suffix", "a/b"), "--suffix: is added to a name and holds no /"),
     (("--tile", 0), "tile: must be at least 1"),
+    (("--white", 0), "--white: must be a finite number above 0, not 0"),
+    (("--white", "nan"), "--white: must be a finite number above 0, not nan"),
 ])
 def test_options_that_cannot_be_are_one_line(run, folder, tmp_path, options, message):
     status, out, err = run(folder, "-o", tmp_path / "out", *options)

@@ -1,8 +1,7 @@
-"""The files of a run's folder: each written whole or not at all, all by one process at a time."""
+"""The files of a run's folder, written by one process at a time."""
 
 import contextlib
 import dataclasses
-import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any
 import yaml
 
 from superres.errors import InputError
+from superres.files import whole
 
 try:
     import fcntl
@@ -44,22 +44,9 @@ def alone(folder: Path) -> Iterator[None]:
                                  "or choose another --run.folder") from None
             except OSError:
                 pass
-        for part in folder.glob("part_*"):  # what a killed process left
+        for part in folder.glob(".part_*"):  # what a killed process left
             part.unlink()
         yield
-
-
-@contextlib.contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """Gives a path to write to, which becomes `path` at the end of the block, or vanishes if that fails."""
-    part = path.with_name(f"part_{path.name}")
-    try:
-        yield part
-        os.replace(part, path)
-    except OSError as error:
-        raise OSError(f"{path}: cannot be written ({error.strerror or error})") from None
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def keep_settings(path: Path, settings: Any, begun: bool) -> None:

@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from superres.datasets.degradations import Triple, imresize
 from superres.datasets.pictures import contact_sheet, write_picture
+from superres.files import write_figure
 from superres.losses import gradient_penalty
 from superres.metrics import quality
 from superres.models.upscaler import Upscaler, at_precision, load
@@ -107,9 +108,9 @@ class GANValidation(PictureValidation):
         return super().failure(row, before)
 
     def draw(self, folder: Path, rows: list[dict[str, float]]) -> None:
-        curves(rows, self.warm_up).savefig(folder / "losses.png", dpi=80)
+        write_figure(folder / "losses.png", curves(rows, self.warm_up), dpi=80)
         if rows and (folder / f"step_{rows[-1]['step']}.keras").exists():
-            self._comparison(folder).savefig(folder / "comparison.png", dpi=110)
+            write_figure(folder / "comparison.png", self._comparison(folder), dpi=110)
 
     def _comparison(self, folder):
         """A row for each of up to three pictures, a column for each snapshot."""

@@ -6,7 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from superres.errors import InputError
-from superres.train.folder import ELSEWHERE, whole
+from superres.files import whole
+from superres.train.folder import ELSEWHERE
 
 
 class Log:

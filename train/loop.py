@@ -33,9 +33,10 @@ from superres.datasets.patches import Patches
 from superres.datasets.pictures import write_picture
 from superres.datasets.thumbnails import Thumbnails
 from superres.errors import InputError
+from superres.files import whole
 from superres.models.upscaler import at_precision, load
 from superres.precision import chosen_precision
-from superres.train.folder import alone, keep_settings, whole
+from superres.train.folder import alone, keep_settings
 from superres.train.log import Log
 from superres.train.validation import Validation
 

@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-addons test-wheel notebooks lint clean
+.PHONY: demo test test-addons test-wheel notebooks benchmarks lint clean
 
 # Upscale a photograph with shipped weights, train a small network, measure it.
 demo: $(VENV)/installed
@@ -36,6 +36,14 @@ test-wheel:
 	$(VENV)-wheel/bin/python -m pip install --quiet "$$(echo dist/superres-*.whl)[train,serve,notebooks]" \
 	  datasets evaluate pytest
 	cd tests && ../$(VENV)-wheel/bin/pytest --noconftest test_wheel.py
+
+# Every benchmark that needs no data, against its rivals, and all processors' results as tables: an hour of a
+# machine that does nothing else. ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 hold it to older instructions.
+benchmarks: $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --requirement benchmarks/requirements.txt
+	cd benchmarks && for run in upscale.py "upscale.py --paper srgan" train_lapsrn.py train_srgan.py srmap.py \
+	  train_pixel_recursive.py sampler.py pipeline.py "memory.py lapsrn-x2" report.py; do \
+	  echo "--- $$run"; ../$(BIN)/python $$run || exit 1; done
 
 # Public functions say what they return (pyproject.toml); those that do say what they take (the second run).
 lint: $(VENV)/installed

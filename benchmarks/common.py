@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from superres.precision import processor_flags
+from superres.precision import BFLOAT16_FLAGS, processor_flags
 
 RESULTS = Path(__file__).parent / "results"
 FEATURES = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")  # of x86 processors, the fastest first
@@ -45,6 +45,12 @@ def processor_kind():
     held = os.environ.get("ONEDNN_MAX_CPU_ISA")
     found = machine()["features"]
     return f"held-to-{held.lower()}" if held else found[0] if found else platform.machine()
+
+
+def native(engines):
+    """The engines of a dict, but those in bfloat16 only where the processor has it, and may use it."""
+    has = processor_flags() & BFLOAT16_FLAGS and os.environ.get("ONEDNN_MAX_CPU_ISA") != "AVX2"
+    return {name: engine for name, engine in engines.items() if has or "bfloat16" not in name}
 
 
 def versions():
@@ -98,7 +104,7 @@ def peak_functions():
             lambda f=conv, x=features, k=kernel: f(x, k)[0, 0, 0, 0].numpy(), 2 * 9 * 64 * 64 * 640 * 360
         )
         functions[f"matmul {dtype}"] = (lambda f=product, m=matrix: f(m, m)[0, 0].numpy(), 2 * 2048**3)
-    return functions
+    return native(functions)
 
 
 def flop(network, height, width):

@@ -27,6 +27,7 @@ from common import (
     interleaved,
     keras_step,
     keras_trainer,
+    native,
     peak_functions,
     randomise,
     resident,
@@ -156,7 +157,7 @@ def measure_step(settings, rounds):
         silence(ours.network)
         return keras_step(ours, batch, ["loss", "discriminator"])
 
-    engines = {
+    engines = native({
         "keras float32": our_step("float32"),
         "keras mixed_bfloat16": our_step("mixed_bfloat16"),
         "torch eager": TorchStep(model, settings, batch),
@@ -164,7 +165,7 @@ def measure_step(settings, rounds):
         "torch compiled": TorchStep(model, settings, batch, compiled=True),
         "torch compiled channels_last": TorchStep(model, settings, batch, channels_last=True, compiled=True),
         "torch eager bfloat16": TorchStep(model, settings, batch, channels_last=True, autocast=True),
-    }
+    })
     first = {name: [step() for _ in range(FIRST)] for name, step in engines.items()}
     wrong = [name for name, losses in first.items() if not agree(name, losses, first["keras float32"])]
     for name in wrong:

@@ -12,7 +12,7 @@ from superres.commands import command  # first: it quietens TensorFlow
 # isort: split
 import numpy as np
 import torch
-from common import flop, interleaved, keras_step, keras_trainer, randomise, save, table, training_rows
+from common import flop, interleaved, keras_step, keras_trainer, native, randomise, save, table, training_rows
 from torch_lapsrn import LapSRN, charbonnier, check, to_torch
 
 from superres.train.lapsrn import PRESETS, trainer
@@ -62,7 +62,7 @@ def measure(scale, rounds):
     trained = keras_trainer(trainer, settings, "float32").network
     randomise(trained)
     print(f"x{scale}: outputs agree to {check(trained, batch[0]):.1e}")
-    engines = {
+    engines = native({
         "keras float32": keras_step(keras_trainer(trainer, settings, "float32"), batch),
         "keras mixed_bfloat16": keras_step(keras_trainer(trainer, settings, "mixed_bfloat16"), batch),
         "torch eager": torch_step(network, batch),
@@ -70,7 +70,7 @@ def measure(scale, rounds):
         "torch compiled": torch_step(network, batch, compiled=True),
         "torch compiled channels_last": torch_step(network, batch, channels_last=True, compiled=True),
         "torch eager bfloat16": torch_step(network, batch, channels_last=True, autocast=True),
-    }
+    })
     first = {name: step() for name, step in engines.items()}
     ours = first["keras float32"]
     for name, loss in first.items():

@@ -15,7 +15,7 @@ import math
 
 import numpy as np
 import torch
-from common import interleaved, keras_step, keras_trainer, save, table, training_rows
+from common import interleaved, keras_step, keras_trainer, native, save, table, training_rows
 from sampler import multiply_adds
 from torch_lapsrn import to_torch
 from torch_pixel_recursive import PixelRecursive, check, cross_entropy
@@ -75,7 +75,7 @@ def measure(settings, rounds, steps):
     def torch_engine(**kwargs):
         return torch_step(network, settings, batch, **kwargs)
 
-    engines = {
+    engines = native({
         "keras float32": keras_step(keras_trainer(trainer, settings, "float32"), batch),
         "keras mixed_bfloat16": keras_step(keras_trainer(trainer, settings, "mixed_bfloat16"), batch),
         "torch eager": torch_engine(),
@@ -83,7 +83,7 @@ def measure(settings, rounds, steps):
         "torch compiled": torch_engine(compiled=True),
         "torch compiled channels_last": torch_engine(channels_last=True, compiled=True),
         "torch eager bfloat16": torch_engine(channels_last=True, autocast=True),
-    }
+    })
     first = {name: [step() for _ in range(FIRST)] for name, step in engines.items()}
     ours = first["keras float32"]
     for name, losses in first.items():

@@ -20,7 +20,7 @@ import math
 
 import numpy as np
 import torch
-from common import flop, interleaved, keras_step, keras_trainer, save, table, training_rows
+from common import flop, interleaved, keras_step, keras_trainer, native, save, table, training_rows
 from torch.nn import functional as F
 from torch_lapsrn import to_torch
 from torch_srgan import Discriminator, Generator, check
@@ -157,7 +157,7 @@ def measure(settings, adversarial, rounds):
     def torch_engine(kind=TorchStep, **kwargs):
         return kind(model, settings, adversarial, batch, **kwargs)
 
-    engines = {
+    engines = native({
         "keras float32": our_step(settings, adversarial, batch, "float32"),
         "keras mixed_bfloat16": our_step(settings, adversarial, batch, "mixed_bfloat16"),
         "torch eager": torch_engine(),
@@ -165,7 +165,7 @@ def measure(settings, adversarial, rounds):
         "torch compiled": torch_engine(compiled=True),
         "torch compiled channels_last": torch_engine(channels_last=True, compiled=True),
         "torch eager bfloat16": torch_engine(channels_last=True, autocast=True),
-    }
+    })
     if adversarial:
         engines["torch two passes"] = torch_engine(TwoPasses)
         engines["torch two passes channels_last"] = torch_engine(TwoPasses, channels_last=True)

@@ -21,7 +21,7 @@ import keras
 import numpy as np
 import torch_lapsrn
 import torch_srgan
-from common import flop, interleaved, peak_functions, randomise, save, table
+from common import flop, interleaved, native, peak_functions, randomise, save, table
 from torch_lapsrn import to_torch
 
 from superres.datasets.catalogue import load
@@ -114,13 +114,13 @@ def measure(paper, network, width, height, rounds, opencv):
     print(f"x{scale}: outputs agree to {PAPERS[paper][1](network, lr[:, :64, :64]):.1e}")
     bfloat16 = upscaler.at_precision(network, "bfloat16")
     by_openvino = engine.OpenVINOUpscaler(engine.converted(network))
-    engines = {
+    engines = native({
         "keras float32": lambda: network.predict_on_batch(lr),
         "keras bfloat16": lambda: bfloat16.predict_on_batch(lr),
         "openvino float32": lambda: by_openvino._run(lr[0]),
         "openvino by hand": openvino_by_hand(network, lr),
         **torch_engines(paper, network, lr),
-    }
+    })
     if opencv:
         engines["opencv"] = opencv_engine(opencv, scale, lr)
     peaks = peak_functions()

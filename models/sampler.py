@@ -156,9 +156,9 @@ class Sampler(keras.Model):
             return self.predict_on_batch([lr[[i for _, i in some]], noise,
                                           np.full(part, temperature, "float32")])
 
-        first = draw_part(0)  # alone: it compiles
+        self.make_predict_function()  # once, and not in every thread
         with ThreadPoolExecutor(cores) as pool:
-            drawn = [*first, *itertools.chain(*pool.map(draw_part, range(part, len(jobs), part)))]
+            drawn = list(itertools.chain(*pool.map(draw_part, range(0, len(jobs), part))))
         pictures = np.stack(drawn[: len(jobs)]) * (255 / (self.levels - 1))
         return np.round(pictures).astype("uint8").reshape(samples, len(lr), *size)
 

@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import openvino
@@ -199,6 +200,15 @@ def test_the_commands_take_an_engine(call, photo, tmp_path, capsys):
     assert "without noise" in capsys.readouterr().err
 
 
+def test_threads_do_not_meet(both, photo):
+    network = both["lapsrn-x2"][0]
+    pictures = [photo[i : i + 20 + i, : 30 - i] for i in range(12)]
+    wanted = [network.upscale(picture) for picture in pictures]
+    with ThreadPoolExecutor(4) as pool:
+        for sr, alone in zip(pool.map(network.upscale, pictures), wanted, strict=True):
+            np.testing.assert_array_equal(sr, alone)
+
+
 def test_too_large_a_picture_at_once_is_a_memory_error(both, monkeypatch):
     network = both["lapsrn-x2"][0]
 
@@ -207,5 +217,6 @@ def test_too_large_a_picture_at_once_is_a_memory_error(both, monkeypatch):
             raise RuntimeError("Exception: std::bad_alloc")
 
     monkeypatch.setattr(network, "_compiled", Full())
+    monkeypatch.setattr(network, "_idle", [])
     with pytest.raises(MemoryError):
         network.upscale(np.zeros((20, 20, 3), "uint8"))

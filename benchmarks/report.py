@@ -1,0 +1,60 @@
+"""The results of all processors as the tables of the README.
+
+    python benchmarks/report.py
+
+Reads benchmarks/results/KIND/NAME.json. `ours` is the fastest engine that `upscale.py` and training
+choose by themselves, in float32.
+"""
+
+import json
+
+from common import RESULTS
+
+# What is timed: title, file, what selects its rows, the key of the time.
+TASKS = [
+    *((f"training LapSRN x{scale}", "train_lapsrn", {"scale": scale}, "step_seconds") for scale in (2, 4)),
+    *((f"training SRGAN, {phase}, HR {hr}", "train_srgan", {"phase": phase, "hr": hr}, "step_seconds")
+      for phase in ("warm-up", "adversarial") for hr in (48, 96)),
+    ("training SRMAP, HR 96", "srmap_step", {}, "step_seconds"),
+    ("training pixel recursive", "train_pixel_recursive", {}, "step_seconds"),
+    *((f"LapSRN, 640 x 360 to x{scale}", "upscale", {"scale": scale}, "seconds") for scale in (2, 4)),
+    *((f"SRGAN, 640 x 360 to x{scale}", "upscale_srgan", {"scale": scale}, "seconds") for scale in (2, 4)),
+    *((f"SRMAP {size}, {'with' if noise else 'without'} noise", f"srmap_{size}", {"noise": noise}, "seconds")
+      for size in ("reduced", "full") for noise in (True, False)),
+]
+OURS = ("openvino float32", "keras float32")
+
+
+def line(title, rows, key):
+    """One row of the table, or None where nothing was measured."""
+    seconds = {row["engine"]: row[key] for row in rows if key in row}
+    ours = min((seconds[name] for name in OURS if name in seconds), default=None)
+    rivals = {name: time for name, time in seconds.items() if "torch" in name and "bfloat16" not in name}
+    if ours is None or not rivals:
+        return None
+    best = min(rivals, key=rivals.get)
+    bfloat16 = min((time for name, time in seconds.items() if "keras" in name and "bfloat16" in name),
+                   default=None)
+    return (f"| {title} | {ours:.3f} s | {f'{bfloat16:.3f} s' if bfloat16 else '-'} "
+            f"| {rivals[best]:.3f} s ({best.removeprefix('torch ')}) | {rivals[best] / ours:.2f} |")
+
+
+def main():
+    for folder in sorted(RESULTS.iterdir()):
+        results = {path.stem: json.loads(path.read_text()) for path in folder.glob("*.json")}
+        machines = {f"{result['machine']['cpu']}, {result['machine']['cores']} cores"
+                    for result in results.values()}
+        print(f"\n`{folder.name}` ({'; '.join(sorted(machines))}):\n")
+        print("| | ours | ours, bfloat16 | best PyTorch | times as fast |\n|---|---|---|---|---|")
+        for title, name, chosen, key in TASKS:
+            rows = [row for row in results.get(name, {"rows": []})["rows"]
+                    if all(row.get(k) == v for k, v in chosen.items())]
+            if text := line(title, rows, key):
+                print(text)
+        for row in results.get("sampler", {"rows": []})["rows"]:
+            print(f"| drawing {row['batch']} pixel recursive | {row['seconds']:.2f} s | - "
+                  f"| {row['naive_seconds']:.0f} s (a pass each) | {row['speedup']:.0f} |")
+
+
+if __name__ == "__main__":
+    main()

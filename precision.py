@@ -27,11 +27,11 @@ def native_precision() -> str:
     of several, the oldest counts. Of processors, some with AVX512 or AMX multiply bfloat16.
     Where it is emulated, a training step may take ten times as long as in float32.
     """
-    if gpus():
+    if found := gpus():
         import tensorflow as tf
 
         oldest = min(tf.config.experimental.get_device_details(gpu).get("compute_capability", (0, 0))
-                     for gpu in gpus())
+                     for gpu in found)
         return "mixed_bfloat16" if oldest >= (8, 0) else "mixed_float16" if oldest >= (7, 0) else "float32"
     return "mixed_bfloat16" if processor_flags() & BFLOAT16_FLAGS else "float32"
 

@@ -33,7 +33,6 @@ from superres.errors import InputError
 from superres.metrics.report import COLUMNS
 from superres.metrics.thumbnails import thumbnail_table
 from superres.models import hub
-from superres.models.hub import network_file
 from superres.models.upscaler import Upscaler, load
 
 # By the name that the functions of `models/` give their networks, without the scale.
@@ -149,7 +148,7 @@ def main(
     with hub.in_one_line(address) as huggingface_hub:
         if not dry_run and not huggingface_hub.get_token():
             raise InputError(f"{address}: not logged in (hf auth login, or a token in HF_TOKEN)")
-    file = str(network_file(model))
+    file = str(hub.network_file(model))
     network = load(file)
     with tempfile.TemporaryDirectory() as temporary:
         made = Path(temporary, "card")

@@ -15,7 +15,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from superres.precision import BFLOAT16_FLAGS, processor_flags
+from superres.precision import native_precision, processor_flags
 
 RESULTS = Path(__file__).parent / "results"
 FEATURES = ("amx_bf16", "avx512_bf16", "avx512f", "avx2")  # of x86 processors, the fastest first
@@ -48,8 +48,8 @@ def processor_kind():
 
 
 def native(engines):
-    """The engines of a dict, but those in bfloat16 only where the processor has it, and may use it."""
-    has = processor_flags() & BFLOAT16_FLAGS and os.environ.get("ONEDNN_MAX_CPU_ISA") != "AVX2"
+    """The engines of a dict, but those in bfloat16 only where the machine has it, and may use it."""
+    has = native_precision() == "mixed_bfloat16" and os.environ.get("ONEDNN_MAX_CPU_ISA") != "AVX2"
     return {name: engine for name, engine in engines.items() if has or "bfloat16" not in name}
 
 

@@ -105,7 +105,10 @@ class GatedPixelCNNBlock(Configured, keras.layers.Layer):
         v, context = self.vertical(above[:, :-1] if self.mask_type == "A" else above, *condition)
         left = ops.pad(h, ((0, 0), (0, 0), (self.past, 0), (0, 0)))
         kernel = ops.cast(self.horizontal_kernel * self._horizontal_mask, h.dtype)
-        return [v, self._finish(_convolve(left, kernel) + context, h)]
+        gated = _gate(_convolve(left, kernel) + context)
+        output_kernel = ops.cast(self.output_kernel * self._output_mask, h.dtype)
+        output = ops.tensordot(gated, output_kernel, 1) + ops.cast(self.output_bias, h.dtype)
+        return [v, output if self.mask_type == "A" else output + h]
 
     def vertical(self, rows: Tensor, condition: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The vertical stack: (B, r + n - 1, W, C) -> (B, n, W, filters) and (B, n, W, 2 filters).
@@ -144,12 +147,6 @@ class GatedPixelCNNBlock(Configured, keras.layers.Layer):
                                     self.output_kernel[:end, first:end], self.output_bias[first:end],
                                     self.mask_type == "B"))
         return np.array(order), ops.take(self.horizontal_kernel[0, :-1], order, axis=2), steps
-
-    def _finish(self, features, inputs):
-        """Gate, 1x1 convolution, residual connection."""
-        kernel = ops.cast(self.output_kernel * self._output_mask, features.dtype)
-        output = ops.tensordot(_gate(features), kernel, 1) + ops.cast(self.output_bias, features.dtype)
-        return output if self.mask_type == "A" else output + inputs
 
     def compute_output_shape(self, input_shape: list[Shape]) -> list[Shape]:
         return [(*shape[:-1], self.filters) for shape in input_shape[:2]]

@@ -1,5 +1,6 @@
 """train/srgan.py: whole trainings in miniature, how they stop and go on, and on two devices."""
 
+import dataclasses
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -213,7 +214,8 @@ def test_what_is_ruined_stops_and_leaves_a_good_network(make, settings_of, tmp_p
 
     monkeypatch.setattr(Patches, "batch_number", poisoned)
     with pytest.raises(InputError, match=message):
-        main("quick", make(tmp_path, data=photos, learning_rate=rate, initial="interpolation"))
+        settings = make(tmp_path, learning_rate=rate, initial="interpolation")
+        main("quick", dataclasses.replace(settings, data=photos))
     assert len(rows(tmp_path)) == 1
     assert not any(changed(weights(tmp_path, "model.keras"), weights(tmp_path, "step_2.keras")))
     assert all(np.isfinite(array).all() for array in weights(tmp_path, "model.keras"))

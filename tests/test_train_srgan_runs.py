@@ -213,8 +213,8 @@ def test_what_is_ruined_stops_and_leaves_a_good_network(make, settings_of, tmp_p
         return lr * (poison if number == 2 else 1), hr
 
     monkeypatch.setattr(Patches, "batch_number", poisoned)
+    settings = make(tmp_path, learning_rate=rate, initial="interpolation")
     with pytest.raises(InputError, match=message):
-        settings = make(tmp_path, learning_rate=rate, initial="interpolation")
         main("quick", dataclasses.replace(settings, data=photos))
     assert len(rows(tmp_path)) == 1
     assert not any(changed(weights(tmp_path, "model.keras"), weights(tmp_path, "step_2.keras")))

@@ -46,7 +46,7 @@ test-wheel:
 benchmarks: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --requirement benchmarks/requirements.txt
 	cd benchmarks && for run in upscale.py "upscale.py --paper srgan" train_lapsrn.py train_srgan.py srmap.py \
-	  train_pixel_recursive.py xla.py sampler.py pipeline.py "memory.py lapsrn-x2" report.py; do \
+	  train_pixel_recursive.py xla.py machines.py sampler.py pipeline.py "memory.py lapsrn-x2" report.py; do \
 	  echo "--- $$run"; ../$(BIN)/python $$run || exit 1; done
 
 # Public functions say what they return (pyproject.toml); those that do say what they take (the second run).

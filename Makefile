@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-addons test-wheel notebooks benchmarks lint clean
+.PHONY: demo test beam test-beam test-addons test-wheel notebooks benchmarks lint clean
 
 # Upscale a photograph with shipped weights, train a small network, measure it.
 demo: $(VENV)/installed
@@ -21,6 +21,12 @@ demo: $(VENV)/installed
 # Files in order of name: by number of tests, the notebooks would come last, and one process wait for the other.
 test: lint
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# Apache Beam, for upscale_beam.py. Without it, `make test` leaves its tests out.
+beam: $(VENV)/beam
+
+test-beam: $(VENV)/beam
+	$(BIN)/pytest tests/test_upscale_beam.py
 
 # What replaced tensorflow-addons against the original, in an environment of its own.
 test-addons:
@@ -54,6 +60,10 @@ $(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	@touch $@
+
+$(VENV)/beam: requirements-beam.txt $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --requirement requirements-beam.txt
 	@touch $@
 
 clean:

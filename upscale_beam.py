@@ -247,12 +247,33 @@ class Upscale(beam.DoFn):
 
 def main(job: Job, flags: list[str]) -> None:
     """Run the job; the flags are Beam's."""
-    options = PipelineOptions(flags)
-    FileSystems.set_options(options)
+    # No triggers here; but without this, Beam's DirectRunner would download Prism, of one worker process.
+    options = PipelineOptions(flags, allow_unsafe_triggers=True)
+    try:
+        pipeline = beam.Pipeline(options=options)
+    except (ValueError, ImportError) as error:  # the runner's, of its options
+        raise InputError(str(error)) from None
     job = job.checked()
     with contextlib.suppress(OSError):  # of an earlier run
         FileSystems.delete([f"{job.output}/{name}.csv" for name in ("errors", "report")])
-    with beam.Pipeline(options=options) as pipeline:
+    try:
+        run(job, pipeline)
+    except Exception:
+        print("the job failed; the same command goes on with it", file=sys.stderr)
+        raise
+    with contextlib.suppress(OSError):  # what workers left that were killed
+        FileSystems.delete([job.parts])
+    with opened(f"{job.output}/report.csv") as report:
+        count = {**dict.fromkeys((WRITTEN, THERE, BAD), 0), **dict(csv.reader(io.TextIOWrapper(report)))}
+    print(", ".join(f"{count[outcome]} {outcome}" for outcome in (WRITTEN, THERE, BAD)))
+    if count[BAD]:
+        print(f"{job.output}/errors.csv names the bad ones, and why", file=sys.stderr)
+        sys.exit(1)
+
+
+def run(job: Job, pipeline: beam.Pipeline) -> None:
+    """Upscale all pictures of a job, and write the table of errors and the report."""
+    with pipeline:
         outcomes = (
             pipeline
             | fileio.MatchFiles(job.pattern)
@@ -267,14 +288,6 @@ def main(job: Job, flags: list[str]) -> None:
                                     ("report", counts, ["outcome", "pictures"])):
             _ = (rows | f"all {name}" >> beam.combiners.ToList()
                  | f"write {name}" >> beam.Map(write_table, f"{job.output}/{name}.csv", heading, job.parts))
-    with contextlib.suppress(OSError):  # what workers left that were killed
-        FileSystems.delete([job.parts])
-    with opened(f"{job.output}/report.csv") as report:
-        count = {**dict.fromkeys((WRITTEN, THERE, BAD), 0), **dict(csv.reader(io.TextIOWrapper(report)))}
-    print(", ".join(f"{count[outcome]} {outcome}" for outcome in (WRITTEN, THERE, BAD)))
-    if count[BAD]:
-        print(f"{job.output}/errors.csv names the bad ones, and why", file=sys.stderr)
-        sys.exit(1)
 
 
 def cli() -> None:

@@ -3,8 +3,8 @@
     python upscale_beam.py lapsrn-x4 "photos/**" upscaled
     python upscale_beam.py lapsrn-x4 "photos/**.jpg" upscaled --runner DirectRunner \\
         --direct_running_mode multi_processing --direct_num_workers 8
-    python upscale_beam.py lapsrn-x4 "gs://bucket/photos/**" gs://bucket/upscaled --runner DataflowRunner \\
-        --project PROJECT --region REGION --temp_location gs://bucket/temp --sdk_container_image IMAGE
+    python upscale_beam.py lapsrn-x4 "gs://bucket/photos/**" gs://bucket/upscaled --runner FlinkRunner \\
+        --flink_master HOST:8081 --environment_type DOCKER --environment_config IMAGE
 
 Every picture becomes what upscale.py makes of it, to one level of 255, at the same place below
 OUTPUT as it has below the pattern's folder. Results appear whole or not at all, and what is there

@@ -180,15 +180,23 @@ def put(content: BinaryIO, file: str, parts: str) -> None:
     FileSystems.rename([part], [file])
 
 
+def printable(text: str) -> str:
+    """The text, with what is not UTF-8 in a name as \\udcXX."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
 def write_table(rows: Iterable[Iterable], file: str, heading: Iterable[str], parts: str) -> None:
     """Write rows, sorted, as a CSV file of Beam's file systems."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([heading, *sorted(rows)])
-    put(io.BytesIO(text.getvalue().encode("utf-8", "backslashreplace")), file, parts)
+    put(io.BytesIO(text.getvalue().encode()), file, parts)
 
 
 class Upscale(beam.DoFn):
-    """From (name, files that have it but for their suffix) to (file, outcome, reason) of each file."""
+    """From (name, files that have it but for their suffix) to (file, outcome, reason) of each file.
+
+    What comes in is bytes, since names need not be UTF-8, which Beam writes text as.
+    """
 
     def __init__(self, job: Job) -> None:
         self.job = job
@@ -200,9 +208,9 @@ class Upscale(beam.DoFn):
     def _network(self):
         return network_of(self.job.model, self.job.precision, self.job.engine)
 
-    def process(self, element: tuple[str, Iterable[str]]) -> Iterator[tuple[str, str, str]]:
+    def process(self, element: tuple[bytes, Iterable[bytes]]) -> Iterator[tuple[str, str, str]]:
         taken = set()
-        for file in sorted(element[1]):
+        for file in sorted(map(os.fsdecode, element[1])):
             below = self.job.below(file)
             ending = f".{self.job.format}" if self.job.format else self._ending(file)
             destination = claimed(below.with_name(f"{below.stem}{self.job.suffix}{ending}"), taken)
@@ -215,7 +223,7 @@ class Upscale(beam.DoFn):
                         raise
                     outcome = BAD
                     reason = reason_for(error).replace(f"{folder}/", "").removeprefix("picture: ")
-            yield file, outcome, reason
+            yield printable(file), outcome, printable(reason)
 
     def _ending(self, file):
         """`.png`, or of an animation the suffix of its kind."""
@@ -278,7 +286,8 @@ def run(job: Job, pipeline: beam.Pipeline) -> None:
             pipeline
             | fileio.MatchFiles(job.pattern)
             | "no results" >> beam.Filter(lambda found: not found.path.startswith(f"{job.output}/"))
-            | "by name" >> beam.Map(lambda found: (str(job.below(found.path).with_suffix("")), found.path))
+            | "by name" >> beam.Map(lambda found: (os.fsencode(job.below(found.path).with_suffix("")),
+                                                   os.fsencode(found.path)))
             | beam.GroupByKey()  # which also spreads the pictures over the workers
             | beam.ParDo(Upscale(job))
         )

@@ -155,6 +155,19 @@ def test_the_same_pictures_as_upscale_py_and_a_second_run_writes_none(beam, run,
         ["outcome", "pictures"], ["there already", "7"], ["written", "1"]]
 
 
+def test_names_that_are_no_text_and_names_too_long(beam, model, photo, tmp_path):
+    for name in ("good\udcff.png", "n" * 250 + ".png"):  # the byte 255, which UTF-8 does not have
+        write_picture(tmp_path / name, photo[:8, :8])
+    (tmp_path / "bad\udcfe,\n.png").write_bytes(b"")
+    assert beam(model, tmp_path / "*", tmp_path / "out")[1] == ["1 written, 0 there already, 2 bad"]
+    assert contents(tmp_path / "out").keys() == {"good\udcff_x2.png"}
+    (bad, reason), (long, too_long) = table(tmp_path / "out" / "errors.csv")[1:]
+    assert bad == rf"{tmp_path}/bad\udcfe,{chr(10)}.png"
+    assert reason.startswith("not a readable picture")
+    assert long.endswith("nnn.png")
+    assert "File name too long" in too_long
+
+
 def test_options_are_those_of_upscale_py(beam, draw, folder, tmp_path):
     network = tmp_path / "noisy.keras"
     generator(2, stem=8, widths=(8, 8), blocks=(1,), initial_noise=0.5).save(network)

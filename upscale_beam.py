@@ -42,8 +42,8 @@ try:
     from apache_beam.io.filesystem import CompressionTypes
     from apache_beam.io.filesystems import FileSystems
     from apache_beam.options.pipeline_options import PipelineOptions
-except ImportError:
-    sys.exit("error: needs Apache Beam, which is not installed: pip install 'apache-beam>=2.77,<3'")
+except ImportError as error:
+    sys.exit(f"error: needs Apache Beam, pip install 'apache-beam>=2.77,<3' ({error})")
 
 from superres.command_line import command
 from superres.datasets.pictures import animation_suffix, read_frames, write_frames
@@ -255,6 +255,8 @@ class Upscale(beam.DoFn):
 
 def main(job: Job, flags: list[str]) -> None:
     """Run the job; the flags are Beam's."""
+    if flags and not flags[0].startswith("-"):
+        raise InputError(f"{flags[0]}: there is one pattern, in quotes, and one output")
     # No triggers here; but without this, Beam's DirectRunner would download Prism, of one worker process.
     options = PipelineOptions(flags, allow_unsafe_triggers=True)
     try:
@@ -285,7 +287,9 @@ def run(job: Job, pipeline: beam.Pipeline) -> None:
         outcomes = (
             pipeline
             | fileio.MatchFiles(job.pattern)
-            | "no results" >> beam.Filter(lambda found: not found.path.startswith(f"{job.output}/"))
+            # Neither results nor the empty objects that stand for folders in a bucket.
+            | "pictures" >> beam.Filter(lambda found: not found.path.startswith(f"{job.output}/")
+                                        and not found.path.endswith("/"))
             | "by name" >> beam.Map(lambda found: (os.fsencode(job.below(found.path).with_suffix("")),
                                                    os.fsencode(found.path)))
             | beam.GroupByKey()  # which also spreads the pictures over the workers

@@ -415,10 +415,15 @@ def main(
         sys.exit(1)
 
 
-def show_networks() -> None:
-    """Print the networks that are shipped: name, scale, what each is for, a figure."""
+def shipped_networks() -> list[list[str]]:
+    """Of the networks that are shipped, name, scale, what each is for and a figure; first the titles."""
     with open(WEIGHTS / "networks.csv", newline="") as file:
-        rows = list(csv.reader(file))
+        return list(csv.reader(file))
+
+
+def show_networks() -> None:
+    """Print the networks that are shipped."""
+    rows = shipped_networks()
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())

@@ -103,7 +103,8 @@ class Sampler(keras.Model):
 
     The inputs are LR (B, h, w, C) in [0, 1], uniform noise in [0, 1) for each sub-pixel
     (B, H, W, C), and the temperature of each picture (B,); see `draw`. The same noise gives
-    the same picture, whatever else is in the batch.
+    the same picture, whatever else is in the batch. A fourth input, (1,) int32, is how many rows
+    of a recursive network's pictures are drawn; those below are grey.
 
     Args:
         network: A `pixel_recursive` model; a `conditioning_network` with a softmax head,
@@ -127,7 +128,7 @@ class Sampler(keras.Model):
         self.compile(jit_compile=jit_compile)
 
     def sample(self, lr: np.ndarray, temperature: float = 1.0, seed: int = 0, samples: int = 1,
-               batch: int = 32) -> np.ndarray:
+               batch: int = 32, rows: int | None = None) -> np.ndarray:
         """Draw `samples` pictures for each LR picture.
 
         Args:
@@ -137,6 +138,7 @@ class Sampler(keras.Model):
             samples: How many to draw.
             batch: How many are drawn at a time, shared between the processor's cores. It
                 changes nothing but speed and memory.
+            rows: Draw so many of a recursive network's rows, from the top, and leave the others grey.
 
         Returns:
             (samples, N, H, W, C) uint8.
@@ -154,7 +156,8 @@ class Sampler(keras.Model):
             some = (jobs[start : start + part] + jobs[-1:] * part)[:part]
             noise = np.stack([np.random.default_rng((seed, *job)).random(size, "float32") for job in some])
             return self.predict_on_batch([lr[[i for _, i in some]], noise,
-                                          np.full(part, temperature, "float32")])
+                                          np.full(part, temperature, "float32"),
+                                          *([] if rows is None else [np.array([rows], "int32")])])
 
         self.make_predict_function()  # once, and not in every thread
         with ThreadPoolExecutor(cores) as pool:
@@ -163,7 +166,7 @@ class Sampler(keras.Model):
         return np.round(pictures).astype("uint8").reshape(samples, len(lr), *size)
 
     def call(self, inputs: list[Tensor]) -> Tensor:
-        lr, noise, temperature = inputs
+        lr, noise, temperature, *rows = inputs
         _, height, width, channels = noise.shape
         batch = ops.shape(noise)[0]
         if not draws(self.network):
@@ -210,7 +213,7 @@ class Sampler(keras.Model):
             windows[0] = ops.concatenate([windows[0], ops.transpose(drawn, (1, 0, 2))[:, None]], 1)
             return written(picture, y, drawn), *[window[:, 1:] for window in windows]
 
-        picture, *_ = ops.fori_loop(0, height, row, (
+        picture, *_ = ops.fori_loop(0, rows[0][0] if rows else height, row, (
             ops.zeros_like(noise), ops.zeros((batch, first.past, width, channels)),
             *[ops.zeros((batch, block.past, width, block.filters)) for block in rest]))
         return ops.transpose(ops.cast(ops.round((picture + 0.5) * (self.levels - 1)), "int32"), (2, 0, 1, 3))

@@ -119,11 +119,12 @@ class ThumbnailUpscaler(Upscaler):
     def draws_samples(self) -> bool:
         return draws(self)
 
-    def sample(self, lr: np.ndarray, temperature: float = 1.0, seed: int = 0, samples: int = 1) -> np.ndarray:
+    def sample(self, lr: np.ndarray, temperature: float = 1.0, seed: int = 0, samples: int = 1,
+               rows: int | None = None) -> np.ndarray:
         """`Sampler.sample`, by a sampler that is compiled once: of LR (N, h, w, C), (samples, N, H, W, C)."""
         # Not the sampler itself: what is a layer and an attribute, Keras would save with the network.
         self._sample = self._sample or Sampler(self).sample
-        return self._sample(lr, temperature, seed, samples)
+        return self._sample(lr, temperature, seed, samples, rows=rows)
 
     def _drawn(self, picture, samples, temperature, seed, tile, ensemble, crop, progress):
         lr = thumbnail(to_uint8(picture.pixels), self.lr_size, self.channels, crop)

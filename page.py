@@ -1,0 +1,376 @@
+"""A page on which the shipped networks are tried: a picture before and after, under a slider.
+
+    python page.py
+    python page.py --host 0.0.0.0 --port 8080 --megapixels 64
+
+Needs Gradio (`make page` installs it and starts the page). What is downloaded is the file that
+upscale.py writes. Pictures are computed one at a time; visitors share nothing but the networks,
+which stay loaded. Uploads and results lie in a temporary folder, for an hour at most, and the
+folder goes when the program ends.
+"""
+
+import functools
+import html
+import os
+import queue
+import shutil
+import signal
+import sys
+import tempfile
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+try:
+    import gradio as gr
+except ImportError as error:
+    sys.exit(f"error: needs Gradio, pip install 'gradio>=6,<7' ({error})")
+
+from superres.command_line import command
+from superres.datasets import catalogue
+from superres.datasets.degradations import imresize, imresize_clipped, mod_crop
+from superres.datasets.pictures import Picture, animation_suffix, as_image, read_picture, write_picture
+from superres.datasets.thumbnails import thumbnail
+from superres.errors import InputError
+from superres.models.engine import load
+from superres.models.images import ImageUpscaler
+from superres.precision import chosen_precision, native_precision
+from superres.upscale import results, sample_paths, shipped_networks, stochasticity_map
+
+SAMPLES = 4  # of networks that draw them
+TILE = 256  # LR pixels, as in upscale.py
+KEPT = 3600  # seconds that a visitor's files are kept
+SHOWN = 384  # pixels that a thumbnail is shown at
+
+BICUBIC = ("It expects a picture that was shrunk by bicubic interpolation, sharp at its size. In a photograph "
+           "with a blur of its own it enlarges the blur, too: take a realworld network for that.")
+REALWORLD = ("It expects a photograph with a blur that nobody knows, as cameras and messengers leave it, and "
+             "takes it away. For pictures shrunk by bicubic interpolation the networks without realworld are better.")
+FACES = ("It sees 8 x 8 pixels of the square, and expects a face there as in CelebA's pictures: the whole of it, "
+         "in the middle, with some hair. Whatever else it is given, it draws a face.")
+DIGITS = "It knows nothing but digits of 8 x 8 pixels: take the example."
+
+CSS = """
+#status {min-height: 3em} #status p {margin: 0 0 .4em} #status .bad {color: #dc2626; font-weight: 600}
+#status progress {width: 100%; accent-color: var(--color-accent)}
+"""
+
+
+class Left(Exception):
+    """Nobody waits for the result any more."""
+
+
+def in_background(work: Callable[[Callable], None]) -> Iterator[dict]:
+    """Yield the keywords that `work(report)` reports, as it does so.
+
+    Where the iterator is closed, as for a visitor who stops or goes, the next report ends the work.
+    """
+    reports, left = queue.SimpleQueue(), threading.Event()
+
+    def report(**news):
+        if left.is_set():
+            raise Left
+        reports.put(news)
+
+    def run():
+        try:
+            work(report)
+        except Left:
+            pass
+        finally:
+            reports.put(None)
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        yield from iter(reports.get, None)
+    finally:
+        left.set()
+
+
+@functools.lru_cache(maxsize=4)
+def loaded(name: str, precision: str, blend: float) -> ImageUpscaler:
+    """A shipped network, or an SRGAN's blend with the network before its adversarial training."""
+    other = name.replace("srgan", "srresnet") if blend else ""
+    return load(name, chosen_precision(precision), "auto", blend, other)
+
+
+def opened(path: str | None, megapixels: float) -> Picture:
+    """The picture of a file, or the first frame of an animation.
+
+    Raises:
+        InputError: if it cannot be read, or has more pixels, which is found out before they are decoded.
+    """
+    def check(width, height):
+        if width * height > megapixels * 1e6:
+            raise InputError(f"{width} x {height} are {width * height / 1e6:.1f} megapixels, and this network "
+                             f"takes up to {megapixels:g} here: shrink or crop it, or use upscale.py")
+
+    if not path:
+        raise InputError("drop a picture first, or take an example")
+    try:
+        with Image.open(path) as image:
+            size = image.size
+    except Exception:  # read_picture knows more kinds, and says what is wrong
+        size = 0, 0
+    check(*size)
+    picture = read_picture(path)
+    check(*picture.pixels.shape[1::-1])
+    return picture
+
+
+def cut(size: tuple[int, int], across: float, down: float, share: float) -> tuple[int, int, int]:
+    """(left, top, side) of a square in a picture of (height, width): per cent of its room and of its side."""
+    side = max(1, round(min(size) * share / 100))
+    return int((size[1] - side) * across / 100), int((size[0] - side) * down / 100), side
+
+
+def bar(text: str, share: float | None = None) -> str:
+    """A line of text above a bar, which goes to and fro where the share of the work is not known."""
+    return f"<p>{text}</p><progress {'' if share is None else f'value={share:.3f}'}></progress>"
+
+
+def bad(error: Exception, path: str | None) -> str:
+    """Why there is no result, in one line, without the server's folders."""
+    if isinstance(error, MemoryError):
+        error = "not enough memory for this picture"
+    elif not isinstance(error, (InputError, OSError)):
+        traceback.print_exception(error)
+        error = "an error of the program's own, which its log describes"
+    reason = " ".join(str(error).split()).replace(str(path), Path(path or "").name)
+    return f"<p class=bad>{html.escape(reason)}</p>"
+
+
+def write_examples(folder: Path) -> list[tuple[str, str, str]]:
+    """Make the example pictures: (file, what it is, a network for it)."""
+    photos = {photo.name: photo.hr for photo in catalogue.load("photos", "test")}
+    plate, digit = (next(catalogue.load(source, "test")) for source in ("plates", "corners"))
+    examples = [("astronaut", "lapsrn-x4", photos["astronaut"], 4), ("coffee", "srgan-x4", photos["coffee"], 4),
+                ("camera", "lapsrn-x2", photos["camera"], 2), ("cat", "srmap-x4", photos["chelsea"], 4),
+                ("cat, not shrunk", "lapsrn-x2-realworld", photos["chelsea"], 1),
+                ("licence plate", "lapsrn-x4", plate.hr, 2),
+                ("face", "pixel_recursive-celeba-spade", photos["astronaut"][30:190, 142:302], 1),
+                ("digit", "pixel_recursive-corners", digit.lr, 1)]
+    folder.mkdir()
+    for what, _, hr, factor in examples:
+        write_picture(folder / f"{what}.png", imresize(mod_crop(hr, factor), 1 / factor) if factor > 1 else hr)
+    return [(str(folder / f"{what}.png"), what, network) for what, network, *_ in examples]
+
+
+def upscaled(report: Callable, folder: Path, path: str | None, largest: float, name: str, precision: str,
+             blend: float, seed: float, temperature: float, *square: float) -> None:
+    """Upscale a visitor's file into a folder. Reports `status` and samples so far, `drawn`; at last `found`.
+
+    That is a dict: `folder`; `before`, what can stand on the left of the slider, by name; `after`, what
+    stands on its right for each sample; `files`, to download; `shown`, which sample it is.
+    """
+    picture = opened(path, largest)
+    report(status=bar(f"Loading {name}"))
+    network = loaded(name, precision, round(blend, 1))
+    samples = SAMPLES if network.draws_samples else None
+    noise = {"temperature": temperature, "seed": int(seed)} if samples else {}
+    lr, factor = picture, 1  # what the network sees, and how much larger pixels are shown
+    if network.lr_size:
+        left, top, side = cut(picture.pixels.shape[:2], *square)
+        picture = Picture(picture.pixels[top : top + side, left : left + side])
+        lr = Picture(thumbnail(picture.pixels, network.lr_size, network.channels))
+        height = network.lr_size * network.scale
+        factor = SHOWN // height
+        for rows in range(0, height, 2) if samples else ():  # the same samples, down to there
+            drawn = network.sample(lr.pixels[None], samples=samples, rows=rows, **noise)[:, 0]
+            report(status=bar(f"Row {rows} of {height}", rows / height), drawn=drawn.repeat(12, 1).repeat(12, 2))
+    tiles, done, seconds = (samples or 1) * -(-lr.pixels.shape[0] // TILE) * -(-lr.pixels.shape[1] // TILE), 0, 0
+
+    def count(pixels):
+        nonlocal done
+        done += 1
+        report(status=bar(f"Tile {done} of {tiles}", done / tiles))
+
+    files = sample_paths(folder / f"{Path(path).stem}_x{network.scale}.png", samples)
+    made, start = [], time.perf_counter()
+    for file, frames in zip(files, results(network, lambda: iter([picture]), samples, progress=count, **noise),
+                            strict=True):
+        made += frames
+        seconds += time.perf_counter() - start
+        write_picture(file, made[-1])
+        start = time.perf_counter()
+    size = "{} x {} to {} x {} pixels".format(*lr.pixels.shape[1::-1], *made[0].pixels.shape[1::-1])
+    if samples and not network.lr_size:
+        files.append(folder / f"{Path(path).stem}_x{network.scale}_std.png")
+        made.append(Picture(stochasticity_map([sr.pixels for sr in made])))
+        write_picture(files[-1], made[-1])
+
+    def shown(name, picture, by=factor):
+        write_picture(folder / name, picture.each(lambda planes: planes.repeat(by, 0).repeat(by, 1)))
+        return str(folder / name)
+
+    before = {"pixels": shown("pixels.png", lr, network.scale * factor), "bicubic": shown(
+        "bicubic.png", lr.each(lambda planes: imresize_clipped(planes, network.scale)))}
+    after = [shown(f"large_{file.name}", sr) if factor > 1 else str(file) for file, sr in zip(files, made, strict=True)]
+    first = ", the first frame of an animation (upscale.py does all)" if animation_suffix(path) else ""
+    report(status=f"<p>{size} in {seconds:.1f} s{first}</p>",
+           found={"folder": folder, "before": before, "after": after, "files": [*map(str, files)], "shown": 0})
+
+
+def build(folder: Path, megapixels: float) -> gr.Blocks:
+    """The page.
+
+    Args:
+        folder: For the examples.
+        megapixels: Of the largest result.
+    """
+    networks = {name: (scale, what, figure) for name, scale, what, figure in shipped_networks()[1:]}
+    examples = write_examples(folder)
+
+    def limit(name):
+        scale = networks[name][0]
+        return megapixels / (int(scale[1:]) ** 2 if scale[0] == "x" else 1)
+
+    def chosen(name):
+        """What there is to know and to choose of a network."""
+        scale, what, figure = networks[name]
+        recursive, noisy = name.startswith("pixel"), name in ("srmap-x4", "srmap-x4-reported")
+        expects = (REALWORLD if "realworld" in name else DIGITS if "corners" in name else
+                   FACES if recursive else BICUBIC)
+        return [f"**{scale}, {what}.** {expects} {figure and figure + '.'}",
+                gr.update(visible=name in ("srgan-x2", "srgan-x4"), value=0),
+                gr.update(visible=recursive), gr.update(visible=noisy or (recursive and "regress" not in name)),
+                gr.update(value=0.5 if noisy else 1, info="Strength of the noise; near 1, rings and flecks" if noisy
+                          else "1 is what the network learned, more is sharper")]
+
+    def preview(path, name, *square):
+        if not path:
+            return None, ""
+        try:
+            image = as_image(opened(path, limit(name))).convert("RGBA")
+        except Exception as error:
+            return None, bad(error, path)
+        if name.startswith("pixel"):
+            left, top, side = cut(image.size[::-1], *square)
+            ImageDraw.Draw(image).rectangle((left, top, left + side - 1, top + side - 1), outline="#f97316",
+                                            width=max(1, min(image.size) // 80))
+        image.thumbnail((1024, 1024))
+        return image, ""
+
+    def run(found, how, path, name, *options):
+        forget(found)
+        folder = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]))
+
+        def work(report):
+            try:
+                upscaled(report, folder, path, limit(name), name, *options)
+            except BaseException as error:
+                shutil.rmtree(folder)
+                if isinstance(error, Left):
+                    raise
+                report(status=bad(error, path))
+
+        yield {result: None, slider: None, drawing: gr.update(value=None, visible=False),
+               files: gr.update(value=None, visible=False)}
+        for news in in_background(work):
+            update = {status: news["status"]}
+            if "drawn" in news:
+                update[drawing] = gr.update(value=list(news["drawn"]), visible=True, columns=SAMPLES)
+            if found := news.get("found"):
+                many = len(found["after"])
+                update |= {result: found, slider: show(found, how),
+                           drawing: gr.update(value=found["after"], visible=many > 1, columns=many),
+                           files: gr.update(value=found["files"], visible=True)}
+            yield update
+
+    def forget(found):
+        if found:
+            shutil.rmtree(found["folder"], ignore_errors=True)
+
+    def show(found, how):
+        return found and (found["before"][how], found["after"][found["shown"]])
+
+    def pick(found, how, event: gr.SelectData):
+        found = found and {**found, "shown": event.index}
+        return found, show(found, how)
+
+    def take(event: gr.SelectData):
+        path, _, network = examples[event.index]
+        return path, network
+
+    with gr.Blocks(title="Super-resolution", delete_cache=(600, KEPT)) as page:
+        result = gr.State(None, time_to_live=KEPT, delete_callback=forget)
+        gr.Markdown("# Super-resolution\nDrop a picture or take an example, choose a network, move the slider.")
+        with gr.Row():
+            with gr.Column(scale=2, min_width=320):
+                file = gr.File(label="Picture", elem_id="file", height=120)
+                gallery = gr.Gallery([example[:2] for example in examples], label="Examples", columns=4, height="auto",
+                                     allow_preview=False, buttons=[], object_fit="cover", elem_id="examples")
+                name = gr.Dropdown(list(networks), value="lapsrn-x4", label="Network", elem_id="network")
+                about = gr.Markdown(chosen("lapsrn-x4")[0])
+                precision = gr.Radio(["float32", "bfloat16"], value="float32", label="Precision", info=(
+                    "bfloat16 loses below 0.02 dB, and is faster on processors that have it: this one "
+                    + ("does" if native_precision() == "mixed_bfloat16" else "does not")))
+                blend = gr.Slider(0, 1, 0, step=0.1, visible=False, label="From sharpness to PSNR", elem_id="blend",
+                                  info="0: after adversarial training, 1: before it, between: a blend of the weights")
+                with gr.Group(visible=False) as cutting:
+                    seen = gr.Image(label="The square that is drawn", interactive=False, buttons=[], format="png",
+                                    height=240)
+                    square = [gr.Slider(low, 100, value, step=1, label=f"{label} (%)", elem_id=label.lower())
+                              for label, low, value in (("Across", 0, 50), ("Down", 0, 50), ("Size", 5, 100))]
+                with gr.Group(visible=False) as noise:
+                    seed = gr.Number(0, label="Seed", info="Another draws other samples", precision=0, minimum=0,
+                                     maximum=2**31 - SAMPLES, elem_id="seed")
+                    temperature = gr.Slider(0, 2, 1, step=0.1, label="Temperature", info=" ", elem_id="temperature")
+                start = gr.Button("Upscale", variant="primary", elem_id="start")
+                stop = gr.Button("Stop", elem_id="stop", visible=False)
+            with gr.Column(scale=3, min_width=320):
+                status = gr.HTML(elem_id="status")
+                slider = gr.ImageSlider(label="Before and after", type="filepath", format="png", elem_id="slider",
+                                        max_height=640, interactive=False, buttons=["fullscreen"])
+                how = gr.Radio([("the input's pixels", "pixels"), ("bicubic interpolation", "bicubic")],
+                               value="pixels", label="Left side", elem_id="how")
+                drawing = gr.Gallery(label="Samples: a click shows one above", visible=False, height="auto",
+                                     format="png", allow_preview=False, buttons=[], elem_id="samples")
+                files = gr.File(label="Download, in full quality", visible=False, elem_id="download")
+
+        on = functools.partial(gr.on, show_progress="hidden")
+        on(name.change, chosen, name, [about, blend, cutting, noise, temperature])
+        on([file.change, name.change, *(part.release for part in square)], preview, [file, name, *square],
+           [seen, status])
+        on(gallery.select, take, None, [file, name])
+        running = on(start.click, lambda: (bar("In line"), gr.update(visible=False), gr.update(visible=True)),
+                     None, [status, start, stop], queue=False).then(
+            run, [result, how, file, name, precision, blend, seed, temperature, *square],
+            [status, slider, drawing, files, result], show_progress="hidden")
+        running.then(lambda: (gr.update(visible=True), gr.update(visible=False)), None, [start, stop], queue=False)
+        on(stop.click, lambda: ("<p>Stopped.</p>", gr.update(visible=True), gr.update(visible=False)), None,
+           [status, start, stop], cancels=running, queue=False)
+        on(how.change, show, [result, how], slider)
+        on(drawing.select, pick, [result, how], [result, slider])
+    return page.queue(max_size=20)
+
+
+def main(host: str = "127.0.0.1", port: int = 7860, megapixels: float = 32) -> None:
+    """A page on which the shipped networks are tried.
+
+    Args:
+        host: The address it is served at; 0.0.0.0 serves everybody who reaches this machine.
+        port: The port.
+        megapixels: Of the largest result; a picture may have a sixteenth for networks x4, a quarter for x2.
+    """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the folder is deleted
+    with tempfile.TemporaryDirectory(prefix="superres_page_") as folder:
+        os.environ["GRADIO_TEMP_DIR"] = f"{folder}/visitors"
+        Path(folder, "visitors").mkdir()
+        gr.set_static_paths(f"{folder}/examples")
+        build(Path(folder, "examples"), megapixels).launch(
+            server_name=host, server_port=port, css=CSS, theme=gr.themes.Default(font="system-ui"),
+            max_file_size="100mb", footer_links=[], run_history=False, enable_monitoring=False)
+
+
+def cli() -> None:
+    command(main)
+
+
+if __name__ == "__main__":
+    cli()

@@ -55,7 +55,8 @@ def keep_settings(path: Path, settings: Any, begun: bool) -> None:
     if begun and path.exists():
         before, after = _read(path), _flat(yaml.safe_load(now))
         # A run may move to another folder and another machine; a setting that it does not know is newer.
-        changed = [key for key in after if key not in ("run.folder", "run.replicas", "run.precision")
+        free = ("run.folder", "run.replicas", "run.precision", "run.cache")
+        changed = [key for key in after if key not in free
                    and before.get(key, after[key]) != after[key]]
         if changed:
             raise InputError(f"{path.parent}: this run was started with another {changed[0]} "

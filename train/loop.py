@@ -29,6 +29,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from superres.datasets.batches import input_errors
 from superres.datasets.patches import Patches
 from superres.datasets.pictures import write_picture
 from superres.datasets.thumbnails import Thumbnails
@@ -58,6 +59,8 @@ class RunSettings:
     """Of weights, patches and augmentation."""
     early_stopping: int = 0
     """Stop after so many epochs without a better validation score; 0: never."""
+    cache: int = 2048
+    """MiB of decoded pictures that are kept in memory where the data are shards; all others always are."""
     snapshots: tuple[int, ...] = ()
     """Steps whose network is kept; each must end an epoch."""
 
@@ -155,7 +158,7 @@ def fit(build: Callable[[], keras.Model], batches: Patches | Thumbnails, validat
         print(f"{folder}: {'going on after' if done else 'starting, done'} {done} of {epochs} epochs, "
               f"{distribution.num_replicas_in_sync} device(s), {precision}")
 
-        with _written_by_tensorflow(folder / "tensorboard") as tensorboard:
+        with _written_by_tensorflow(folder / "tensorboard") as tensorboard, input_errors():
             keeper = Keeper(folder, trainer, validation, log, run, steps)
             trainer.fit(
                 batches.dataset(start=done * steps),

@@ -26,17 +26,21 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-import apache_beam as beam
 import numpy as np
 import tensorflow as tf
 import tyro
-from apache_beam.options.pipeline_options import PipelineOptions
 
 from superres.datasets.catalogue import Example, files_of, read_pair
 from superres.datasets.patches import check_pair
 from superres.datasets.shards import record, stored
 from superres.errors import InputError, check_range
 from superres.files import whole
+
+try:
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+except ImportError:
+    beam = None
 
 ALIGNED = 8  # tiles begin where every scale has a pixel of LR
 
@@ -87,7 +91,11 @@ def read_named(name: str, pair: tuple[Path, Path | None]) -> Example:
     """
     example = read_pair(pair)
     if example.lr is not None:
-        check_pair(example.lr, example.hr, max(1, len(example.hr) // len(example.lr)), name)
+        scale = len(example.hr) // len(example.lr)
+        if scale not in (2, 4, 8):
+            raise InputError(f"{name}: HR of {len(example.hr)} rows is not x2, x4 or x8 of LR's "
+                             f"{len(example.lr)}")
+        check_pair(example.lr, example.hr, scale, name)
     return example._replace(name=name)
 
 
@@ -133,6 +141,8 @@ def main(settings: Settings, flags: list[str]) -> None:
     Args:
         flags: Beam's.
     """
+    if beam is None:
+        raise InputError("prepare.py: needs Apache Beam (pip install apache-beam)")
     check_range(vars(settings), "shards", least=1)
     check_range(vars(settings), "crop", least=0)
     output = settings.output
@@ -149,7 +159,13 @@ def main(settings: Settings, flags: list[str]) -> None:
                     for number in range(settings.shards)]
             for name, pair in named:
                 jobs[zlib.crc32(name.encode()) % settings.shards][1].append((name, pair))
-            with beam.Pipeline(options=PipelineOptions(flags)) as pipeline:
+            # Without this, which concerns no pipeline of ours, Beam would download a runner, Prism.
+            options = PipelineOptions(flags, allow_unsafe_triggers=True)
+            try:
+                pipeline = beam.Pipeline(options=options)
+            except (ValueError, ImportError) as error:  # the runner's, of its options
+                raise InputError(str(error)) from None
+            with pipeline:
                 # Whole shards are spread over the workers: to sort records into them, Beam would hold all.
                 (pipeline | beam.Create(jobs) | beam.Reshuffle()
                  | beam.FlatMap(write_shard, settings.crop)

@@ -60,10 +60,15 @@ class Stored(NamedTuple):
                                     for key in ("hr", "lr")))
 
     def looks(self) -> tuple[str, np.ndarray]:
-        """(name, (H, W, C) uint8), small, of the whole picture that this shows, for `likenesses`."""
-        record = _parsed(self.path, self.offset)
-        if "cells" in record:
-            return self.picture, np.frombuffer(record["cells"], "uint8").reshape(SIZE, SIZE, 1)
+        """(name, (H, W, C) uint8), small, of the whole picture that this shows, for `likenesses`.
+
+        Read from the record's first bytes; of records without `cells`, which other programs wrote, the
+        picture is decoded: a run begins with that of all of them, some minutes for 100,000 tiles.
+        """
+        with open(self.path, "rb", buffering=0) as file:
+            first, _ = _first(_head(file, self.offset)[1])
+        if "cells" in first:
+            return self.picture, np.frombuffer(first["cells"], "uint8").reshape(SIZE, SIZE, 1)
         return self.name, self.read().hr
 
 
@@ -148,34 +153,43 @@ def _index(path):
     with open(path, "rb", buffering=0) as file:
         offset = 0
         while offset < end:
-            file.seek(offset)
-            data = file.read(FRAME + HEAD)
-            length = int.from_bytes(data[:8], "little")
+            length, head = _head(file, offset)
             after = offset + FRAME + length + 4
-            if len(data) < FRAME or after > end:
+            if length < 0 or after > end:
                 raise InputError(f"{path}: damaged, or truncated in the record at byte {offset}")
-            name, size = _known_by(data[FRAME : FRAME + length]) or _known_by_all(path, offset)
-            yield Stored(path, offset, name, size)
+            yield Stored(path, offset, *(_known_by(head) or _known_by_all(path, offset)))
             offset = after
+
+
+def _head(file, offset):
+    """(length, first bytes) of the record at a place; -1 where the file ends before."""
+    file.seek(offset)
+    data = file.read(FRAME + HEAD)
+    length = int.from_bytes(data[:8], "little") if len(data) > FRAME else -1
+    return length, data[FRAME:][: max(0, length)]
+
+
+def _first(head):
+    """Dict of name -> bytes of a record's first message, and what follows; empty where that is not whole."""
+    if len(head) < 3 or head[0] != 0x0A:
+        return {}, b""
+    length, start = head[1], 2  # a number of one or two bytes, the lower seven bits first
+    if length > 127:
+        length, start = (length & 127) + (head[2] << 7), 3
+    try:
+        return _features(head[: start + length]), head[start + length :]
+    except Exception:  # of protobuf
+        return {}, b""
 
 
 def _known_by(head):
     """(name, size) of the record that begins so, or None where it is not as `record` makes it."""
-    if len(head) < 3 or head[0] != 0x0A:
-        return None
-    length, start = head[1], 2  # a number of one or two bytes, the lower seven bits first
-    if length > 127:
-        length, start = (length & 127) + (head[2] << 7), 3
-    first, rest = head[: start + length], head[start + length :]
+    first, rest = _first(head)
     key, _, png = rest.partition(PNG)
-    if b"\x02hr" not in key or png[4:8] != b"IHDR":
+    if "name" not in first or b"\x02hr" not in key or png[4:8] != b"IHDR" or len(png) < 16:
         return None
-    try:
-        name = _features(first)["name"].decode()
-        width, height = struct.unpack(">II", png[8:16])
-    except Exception:
-        return None
-    return name, (height, width)
+    width, height = struct.unpack(">II", png[8:16])
+    return first["name"].decode(errors="replace"), (height, width)
 
 
 def _known_by_all(path, offset):
@@ -183,7 +197,7 @@ def _known_by_all(path, offset):
     record = _parsed(path, offset)
     try:
         with Image.open(io.BytesIO(record["hr"])) as image:
-            return record["name"].decode(), image.size[::-1]
+            return record["name"].decode(errors="replace"), image.size[::-1]
     except Exception as error:
         raise _damaged(path, offset, error) from None
 

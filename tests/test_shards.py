@@ -136,7 +136,7 @@ def test_the_cache_keeps_what_was_used_last_within_its_bytes():
 
 
 def test_memory_is_bounded_by_the_cache(tmp_path, rng):
-    """Sixteen pictures of 0.75 MiB and their LR and a cache of 3 MiB: no more than that, and what is in work."""
+    """Sixteen pictures of 0.75 MiB and their LR, of which a cache of 3 MiB holds three."""
     path = tmp_path / "noise.tfrecord"
     write(path, (Example(str(i), rng.integers(0, 256, (512, 512, 3), "uint8")) for i in range(16)))
     patches, peaks = Patches(stored([path]), 2, 16, 8, cache=3), []
@@ -210,7 +210,8 @@ def test_damaged_bytes_are_found_when_they_are_read(damaged, shards):
 @pytest.mark.parametrize("left", [5, 11, 2000, -3, -1])
 def test_a_truncated_shard_is_named(damaged, left):
     path = damaged(lambda data: data[:left])
-    with pytest.raises(InputError, match=rf"^{re.escape(path)}: damaged, or truncated in the record at byte \d+$"):
+    message = rf"^{re.escape(path)}: damaged, or truncated in the record at byte \d+$"
+    with pytest.raises(InputError, match=message):
         stored([path])
 
 
@@ -231,9 +232,9 @@ def test_what_is_no_shard_or_not_there_is_one_line(tmp_path, photo):
 def test_a_run_that_comes_to_a_damaged_record_ends_with_one_line(shards, damaged, tiny, monkeypatch):
     monkeypatch.setattr(patches_module, "ALIGNMENT_SAMPLE", 0)
     path = damaged(flipped(stored(shards[:1])[4].offset + 2000))
-    first = Patches.batch_number
-    monkeypatch.setattr(Patches, "batch_number", lambda self, number: first(self, number) if number else
-                        Patches(load(shards[0]), 2, 8, 4, channels=1, pyramid=True).batch_number(0))
+    sound, draw = Patches(load(shards[0]), 2, 8, 4, channels=1, pyramid=True), Patches.batch_number
+    # The first batch is drawn before a run starts: the error is to come from within the dataset.
+    monkeypatch.setattr(Patches, "batch_number", lambda self, number: draw(self if number else sound, number))
     with pytest.raises(InputError, match=rf"^{re.escape(path)}: the record at byte \d+ is damaged") as caught:
         main("quick", tiny(data=(path,), steps=20))
     assert "\n" not in str(caught.value)

@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-addons test-wheel notebooks benchmarks lint clean
+.PHONY: demo test test-machines test-addons test-wheel notebooks benchmarks lint clean
 
 # Upscale a photograph with shipped weights, train a small network, measure it.
 demo: $(VENV)/installed
@@ -21,6 +21,10 @@ demo: $(VENV)/installed
 # Files in order of name: by number of tests, the notebooks would come last, and one process wait for the other.
 test: lint
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# Trainings on several machines: processes of this one, which talk over loopback.
+test-machines: $(VENV)/installed
+	SUPERRES_MACHINES=1 $(BIN)/pytest tests/test_train_machines.py
 
 # What replaced tensorflow-addons against the original, in an environment of its own.
 test-addons:
@@ -42,7 +46,7 @@ test-wheel:
 benchmarks: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --requirement benchmarks/requirements.txt
 	cd benchmarks && for run in upscale.py "upscale.py --paper srgan" train_lapsrn.py train_srgan.py srmap.py \
-	  train_pixel_recursive.py xla.py sampler.py pipeline.py "memory.py lapsrn-x2" report.py; do \
+	  train_pixel_recursive.py xla.py machines.py sampler.py pipeline.py "memory.py lapsrn-x2" report.py; do \
 	  echo "--- $$run"; ../$(BIN)/python $$run || exit 1; done
 
 # Public functions say what they return (pyproject.toml); those that do say what they take (the second run).

@@ -81,8 +81,11 @@ class TorchStep:
         with torch.autocast("cpu", torch.bfloat16, enabled=self.autocast):
             return network(pictures)
 
+    def pixel_loss(self, hr, sr):
+        return F.mse_loss(2 * sr, 2 * hr)  # on [-1, 1]
+
     def generator_loss(self, hr, sr, fake):
-        return F.mse_loss(sr, hr) + self.adversarial * F.softplus(-fake).mean()
+        return self.pixel_loss(hr, sr) + self.adversarial * F.softplus(-fake).mean()
 
     def discriminator_loss(self, real, fake):
         return (F.softplus(-real) + F.softplus(fake)).mean()
@@ -94,7 +97,7 @@ class TorchStep:
             real, fake = (self.forward(self.discriminator, pictures) for pictures in (hr, sr))
             losses = self.generator_loss(hr, sr, fake), self.discriminator_loss(real, fake)
         else:
-            losses = (F.mse_loss(sr, hr),)
+            losses = (self.pixel_loss(hr, sr),)
         gradients = [
             torch.autograd.grad(loss, inputs=parameters, retain_graph=loss is not losses[-1])
             for loss, parameters in zip(losses, self.parameters, strict=True)

@@ -175,15 +175,21 @@ class Patches:
         """How many fixed patches there are."""
         return len(self.pictures) * self.fixed
 
-    def batch_number(self, number: int) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-        """Batch `number`: (lr, [target, ...]), float32 in [0, 1], one target a factor."""
+    def batch_number(self, number: int,
+                     rows: slice = slice(None)) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
+        """Batch `number`: (lr, [target, ...]), float32 in [0, 1], one target a factor.
+
+        Args:
+            rows: Of the batch; only these are made.
+        """
         if self.fixed:
             # A patch is a function of the seed and its own number: no place need be kept.
             patches = [self._cut(np.random.default_rng((self.seed, k, 1)), k // self.fixed)
-                       for k in self._numbers(number)]
+                       for k in self._numbers(number)[rows]]
         else:
-            rng = np.random.default_rng((self.seed, number))
-            patches = [self._cut(rng, rng.integers(len(self.pictures))) for _ in range(self.batch)]
+            # A generator for each: SeedSequence takes (a, b) for (a, b, 0, 0), so the last number is our own.
+            rngs = [np.random.default_rng((self.seed, number, i, 3)) for i in range(self.batch)[rows]]
+            patches = [self._cut(rng, rng.integers(len(self.pictures))) for rng in rngs]
         lr, *targets = (np.stack(arrays) for arrays in zip(*patches, strict=True))
         return lr, tuple(targets)
 
@@ -221,18 +227,20 @@ class Patches:
         steps = int(np.log2(self.scale))
         return to_uint8(blur_downsample(window, random_kernel(rng, KERNEL_SIZE), steps, pad=False))
 
-    def dataset(self, start: int = 0) -> tf.data.Dataset:
-        """An endless `tf.data.Dataset` of batches, from batch number `start` on."""
-        return numbered_batches(self.batch_number, start)
+    def dataset(self, start: int = 0, rows: slice = slice(None)) -> tf.data.Dataset:
+        """An endless `tf.data.Dataset` of batches, or of some rows of each, from batch number `start` on."""
+        return numbered_batches(lambda number: self.batch_number(number, rows), start)
 
 
 class NoisyPatches(Patches):
     """`Patches` with seeds for the noise: batches ((lr, seeds (B, 2) int32), (hr,))."""
 
-    def batch_number(self, number: int) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, ...]]:
-        lr, targets = super().batch_number(number)
+    def batch_number(
+        self, number: int, rows: slice = slice(None),
+    ) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, ...]]:
+        lr, targets = super().batch_number(number, rows)
         seeds = np.random.default_rng((self.seed, number, 1)).integers(2**31, size=(self.batch, 2))
-        return (lr, seeds.astype("int32")), targets
+        return (lr, seeds[rows].astype("int32")), targets
 
 
 def check_pair(lr: np.ndarray, hr: np.ndarray, scale: int, name: str) -> None:

@@ -124,21 +124,25 @@ class Thumbnails:
         part.names, part.lr, part.hr = self.names[some], self.lr[some], self.hr[some]
         return part
 
-    def batch_number(self, number: int) -> tuple[np.ndarray, np.ndarray]:
-        """Batch `number`: (lr, hr), float32 in [0, 1]."""
+    def batch_number(self, number: int, rows: slice = slice(None)) -> tuple[np.ndarray, np.ndarray]:
+        """Batch `number`: (lr, hr), float32 in [0, 1].
+
+        Args:
+            rows: Of the batch; only these are made.
+        """
         rng = np.random.default_rng((self.seed, number))
-        chosen = rng.integers(len(self), size=self.batch)
-        mirrored = self.flip * rng.integers(2, size=self.batch)
+        chosen = rng.integers(len(self), size=self.batch)[rows]
+        mirrored = (self.flip * rng.integers(2, size=self.batch))[rows]
         pairs = zip(*map(self._pair, chosen), strict=True)
         return tuple(
             to_float(np.where(mirrored[:, None, None, None], x[:, :, ::-1], x)) for x in map(np.stack, pairs)
         )
 
-    def dataset(self, start: int = 0) -> "tf.data.Dataset":
-        """An endless `tf.data.Dataset` of batches, from batch number `start` on."""
+    def dataset(self, start: int = 0, rows: slice = slice(None)) -> "tf.data.Dataset":
+        """An endless `tf.data.Dataset` of batches, or of some rows of each, from batch number `start` on."""
         from superres.datasets.batches import numbered_batches  # here: the rest does without TensorFlow
 
-        return numbered_batches(self.batch_number, start)
+        return numbered_batches(lambda number: self.batch_number(number, rows), start)
 
 
 def _as_channels(picture, channels):

@@ -234,7 +234,8 @@ def test_a_run_that_comes_to_a_damaged_record_ends_with_one_line(shards, damaged
     path = damaged(flipped(stored(shards[:1])[4].offset + 2000))
     sound, draw = Patches(load(shards[0]), 2, 8, 4, channels=1, pyramid=True), Patches.batch_number
     # The first batch is drawn before a run starts: the error is to come from within the dataset.
-    monkeypatch.setattr(Patches, "batch_number", lambda self, number: draw(self if number else sound, number))
+    monkeypatch.setattr(Patches, "batch_number",
+                        lambda self, number, *rows: draw(self if number else sound, number, *rows))
     with pytest.raises(InputError, match=rf"^{re.escape(path)}: the record at byte \d+ is damaged") as caught:
         main("quick", tiny(data=(path,), steps=20))
     assert "\n" not in str(caught.value)

@@ -12,7 +12,7 @@ from superres.layers import SPADE, SPADEResBlock, SpectralConv2D
 REPLICAS = """
 import keras, numpy as np, tensorflow as tf
 from superres.models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
-from superres.train.loop import strategy
+from superres.train.devices import strategy
 from superres.train.pixel_recursive import PixelRecursiveTrainer
 
 rng = np.random.default_rng(0)

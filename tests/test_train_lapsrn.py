@@ -25,14 +25,15 @@ REPLICAS = """
 import sys
 import keras, numpy as np
 from superres.datasets.patches import Patches, split_pictures
-from superres.train import loop
+from superres.train import lapsrn
+from superres.train.devices import strategy
 from superres.train.lapsrn import RunSettings, Settings, main, tf, trainer
 
 data, folder = sys.argv[1:]
 settings = Settings(data=(data,), scale=4, filters=4, depth=(2,), patch=8, batch=4, epochs=1, steps=2,
                     val_pictures=1, test_pictures=0, run=RunSettings(folder=folder, replicas=2))
-devices = {number: loop.strategy(number) for number in (2, 1)}  # two in a process get into each other's way
-loop.strategy = devices.get
+devices = {number: strategy(number) for number in (2, 1)}  # two in a process get into each other's way
+lapsrn.strategy = lambda replicas, workers: devices[replicas]
 results = []
 for replicas in (2, 1):
     tf.config.run_functions_eagerly(replicas == 1)

@@ -1,5 +1,6 @@
 """train/srgan.py: whole trainings in miniature, how they stop and go on, and on two devices."""
 
+import dataclasses
 import signal
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -41,8 +42,8 @@ REPLICAS = SMALL + """
 import numpy as np
 settings = {settings}
 patches = Patches(split_pictures(settings.data, 1, 0, 0)[0], 2, 8, 4)
-devices = {{number: loop.strategy(number) for number in (2, 1)}}  # two in a process get into each other's way
-loop.strategy = devices.get
+devices = {{number: strategy(number) for number in (2, 1)}}  # two in a process get into each other's way
+script.strategy = lambda replicas, workers: devices[replicas]
 for kind, frozen, r1 in (("standard", False, 0.01), ("relativistic", True, 0.01)):
     results = []
     for replicas in (2, 1):
@@ -203,16 +204,18 @@ def test_without_a_game_the_best_epoch_is_kept(make, tmp_path, monkeypatch):
     (np.nan, 1e-4, r"stopped, the loss is nan at step 1 of the epoch; model\.keras holds the best weights"),
     (1.0, 1e3, r"stopped, collapsed in epoch 2: PSNR .* dB after .*, where bicubic .*; model\.keras"),
 ], ids=["nan", "collapse"])
-def test_what_is_ruined_stops_and_leaves_a_good_network(make, tmp_path, monkeypatch, poison, rate, message):
-    batch = Patches.batch_number
+def test_what_is_ruined_stops_and_leaves_a_good_network(make, settings_of, tmp_path, monkeypatch, poison,
+                                                       rate, message):
+    batch, photos = Patches.batch_number, settings_of("run").data  # of noise, a grey network is no bad one
 
-    def poisoned(self, number):
-        lr, hr = batch(self, number)
+    def poisoned(self, number, rows):
+        lr, hr = batch(self, number, rows)
         return lr * (poison if number == 2 else 1), hr
 
     monkeypatch.setattr(Patches, "batch_number", poisoned)
+    settings = make(tmp_path, learning_rate=rate, initial="interpolation")
     with pytest.raises(InputError, match=message):
-        main("quick", make(tmp_path, learning_rate=rate, initial="interpolation"))
+        main("quick", dataclasses.replace(settings, data=photos))
     assert len(rows(tmp_path)) == 1
     assert not any(changed(weights(tmp_path, "model.keras"), weights(tmp_path, "step_2.keras")))
     assert all(np.isfinite(array).all() for array in weights(tmp_path, "model.keras"))

@@ -48,8 +48,8 @@ REPLICAS = SMALL + """
 import numpy as np
 settings = {settings}
 patches = NoisyPatches(split_pictures(settings.data, 1, 1, 0)[0], 2, 12, 8)
-devices = {{number: loop.strategy(number) for number in (2, 1)}}  # two in a process get into each other's way
-loop.strategy = devices.get
+devices = {{number: strategy(number) for number in (2, 1)}}  # two in a process get into each other's way
+script.strategy = lambda replicas, workers: devices[replicas]
 for reuse in (True, False):
     results = []
     for replicas in (2, 1):

@@ -121,7 +121,7 @@ def test_batch_must_divide_by_the_replicas(tiny, monkeypatch):
     class Three:
         num_replicas_in_sync = 3
 
-    monkeypatch.setattr("superres.train.loop.strategy", lambda replicas: Three)
+    monkeypatch.setattr("superres.train.lapsrn.strategy", lambda replicas, workers: Three)
     with pytest.raises(InputError, match="batch: 4 does not divide by 3 replicas"):
         main("quick", tiny())
 
@@ -129,8 +129,8 @@ def test_batch_must_divide_by_the_replicas(tiny, monkeypatch):
 def test_a_run_that_diverges_stops_and_keeps_the_best_network(tiny, tmp_path, monkeypatch):
     batch = Patches.batch_number
 
-    def poisoned(self, number):
-        lr, targets = batch(self, number)
+    def poisoned(self, number, rows):
+        lr, targets = batch(self, number, rows)
         return (lr * np.nan if number == STEPS + 1 else lr), targets
 
     monkeypatch.setattr(Patches, "batch_number", poisoned)

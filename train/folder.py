@@ -17,6 +17,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
+MAY_CHANGE = ("run.folder", "run.replicas", "run.workers", "run.precision", "run.cache")  # on another machine
 ELSEWHERE = "choose another --run.folder (and --start to begin with this run's weights)"
 
 
@@ -54,10 +55,9 @@ def keep_settings(path: Path, settings: Any, begun: bool) -> None:
     now = yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False)
     if begun and path.exists():
         before, after = _read(path), _flat(yaml.safe_load(now))
-        # A run may move to another folder and another machine; a setting that it does not know is newer.
-        free = ("run.folder", "run.replicas", "run.precision", "run.cache")
-        changed = [key for key in after if key not in free
-                   and before.get(key, after[key]) != after[key]]
+        # A setting that the run does not know is newer.
+        changed = [key for key in after
+                   if key not in MAY_CHANGE and before.get(key, after[key]) != after[key]]
         if changed:
             raise InputError(f"{path.parent}: this run was started with another {changed[0]} "
                              f"({before[changed[0]]}, now {after[changed[0]]}); {ELSEWHERE}")

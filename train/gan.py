@@ -14,7 +14,7 @@ from superres.files import write_figure
 from superres.losses import gradient_penalty
 from superres.metrics import quality
 from superres.models.upscaler import Upscaler, at_precision, load
-from superres.train.loop import minimised
+from superres.train.loop import EpochMean, Trainer, minimised
 from superres.train.validation import PictureValidation, panels
 
 COLLAPSE_DB = 6  # sharp pictures may have 3 dB less than bicubic ones; ruined ones have far less
@@ -38,7 +38,7 @@ def gradient_norm(optimizer: keras.optimizers.Optimizer, gradients: list[tf.Tens
     return tf.linalg.global_norm(gradients) / minimised(optimizer, 1.0)
 
 
-class GANTrainer(keras.Model):
+class GANTrainer(Trainer):
     """A trainer of `network`, the generator, and `discriminator`, each with an optimiser of its own.
 
     Args:
@@ -49,10 +49,9 @@ class GANTrainer(keras.Model):
 
     def __init__(self, network: Upscaler, discriminator: keras.Model | None, names: Iterable[str],
                  **kwargs) -> None:
-        super().__init__(**kwargs)
-        self.network, self.discriminator = network, discriminator
-        self.means = {name: keras.metrics.Mean(name=name) for name in names}
-        self.built = True  # nothing but the networks has weights
+        super().__init__(network, **kwargs)
+        self.discriminator = discriminator
+        self.means = {name: EpochMean(name=name) for name in names}
 
     def compile(self, optimizer: keras.optimizers.Optimizer,
                 discriminator_optimizer: keras.optimizers.Optimizer | None = None) -> None:

@@ -26,7 +26,8 @@ from superres.losses import Charbonnier, Perceptual
 from superres.metrics.report import evaluate, table
 from superres.models.lapsrn import direct_residual, lapsrn
 from superres.models.upscaler import Upscaler, load
-from superres.train.loop import RunSettings, averaging, fit, minimised, start_from
+from superres.train.devices import strategy
+from superres.train.loop import EpochMean, RunSettings, Trainer, averaging, fit, minimised, start_from
 from superres.train.validation import PictureValidation
 
 
@@ -126,15 +127,12 @@ PRESETS = {
 }
 
 
-class LapSRNTrainer(keras.Model):
+class LapSRNTrainer(Trainer):
     """Trains `network` on batches (lr, [target of a level, ...])."""
 
     def __init__(self, network: Upscaler, **kwargs) -> None:
-        super().__init__(**kwargs)
-        self.network = network
-        self.loss_metric = keras.metrics.Mean(name="loss")
-        self.psnr_metric = keras.metrics.Mean(name="psnr")
-        self.built = True  # nothing but the network has weights
+        super().__init__(network, **kwargs)
+        self.loss_metric, self.psnr_metric = EpochMean(name="loss"), EpochMean(name="psnr")
 
     def compile(self, optimizer: keras.optimizers.Optimizer, loss: keras.losses.Loss) -> None:
         # Keras's own handling of a loss would build this model, which has no `call`.
@@ -215,6 +213,7 @@ def main(preset: str, settings: Settings) -> None:
     check_range(numbers, "patch", "batch", "filters", "epochs", "steps", least=1)
     check_range(numbers, "patches", least=0)
     check_range(numbers, "ema", least=0, below=1)
+    distribution = strategy(settings.run.replicas, settings.run.workers)
     train, val, test = split_pictures(settings.data, settings.val_pictures, settings.test_pictures,
                                       settings.run.seed, settings.train_pictures)
     val, test = (list(degraded(part, settings.scale, settings.degradation)) for part in (val, test))
@@ -227,10 +226,11 @@ def main(preset: str, settings: Settings) -> None:
         raise InputError(f"steps: {patches.total} patches in batches of {settings.batch} are "
                          f"{patches.total // settings.batch} steps an epoch, not {settings.steps}")
     folder = fit(
-        lambda: trainer(settings), patches, PictureValidation(val), settings, run=settings.run,
+        distribution, lambda: trainer(settings), patches, PictureValidation(val), settings, run=settings.run,
         paper="lapsrn", preset=preset, epochs=settings.epochs, steps=settings.steps,
     )
-    print(table(evaluate(load(folder / "model.keras"), test or val)))
+    if folder:
+        print(table(evaluate(load(folder / "model.keras"), test or val)))
 
 
 def cli() -> None:

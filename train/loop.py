@@ -21,7 +21,7 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, MutableMapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,8 +35,10 @@ from superres.datasets.pictures import write_picture
 from superres.datasets.thumbnails import Thumbnails
 from superres.errors import InputError
 from superres.files import whole
+from superres.layers.base import Tensor
 from superres.models.upscaler import at_precision, load
 from superres.precision import chosen_precision
+from superres.train.devices import any_machine, is_chief, others_lost, several_machines, take_from_chief
 from superres.train.folder import alone, keep_settings
 from superres.train.log import Log
 from superres.train.validation import Validation
@@ -55,6 +57,9 @@ class RunSettings:
     replicas: int = 0
     """Devices to train on. 0: every visible GPU, or the CPU. With no GPU, 2 or more split the CPU
     into logical devices, which tests training on several but does not speed it up."""
+    workers: tuple[str, ...] = ()
+    """Machines that train together, each HOST:PORT, the port free there: the same command is started on
+    every one. The first keeps the folder. Where the environment has a TF_CONFIG, that is taken."""
     seed: int = 0
     """Of weights, patches and augmentation."""
     early_stopping: int = 0
@@ -63,30 +68,6 @@ class RunSettings:
     """MiB of decoded pictures that are kept in memory where the data are shards; all others always are."""
     snapshots: tuple[int, ...] = ()
     """Steps whose network is kept; each must end an epoch."""
-
-
-def device_count(replicas: int) -> int:
-    """How many devices train (see `RunSettings.replicas`)."""
-    return replicas or max(1, len(tf.config.list_physical_devices("GPU")))
-
-
-def strategy(replicas: int) -> tf.distribute.MirroredStrategy:
-    """The `tf.distribute.MirroredStrategy` of so many devices (see `RunSettings.replicas`).
-
-    Must be called before TensorFlow computes anything if it is to split the CPU.
-    """
-    gpus = tf.config.list_physical_devices("GPU")
-    wanted = device_count(replicas)
-    if gpus:
-        if wanted > len(gpus):
-            raise InputError(f"replicas: {wanted} asked for, but {len(gpus)} GPUs are visible")
-        return tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(wanted)])
-    if wanted > 1:
-        cpu = tf.config.list_physical_devices("CPU")[0]
-        logical = [tf.config.LogicalDeviceConfiguration()] * wanted
-        if tf.config.get_logical_device_configuration(cpu) != logical:
-            tf.config.set_logical_device_configuration(cpu, logical)
-    return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(wanted)])
 
 
 def minimised(optimizer: keras.optimizers.Optimizer, loss: tf.Tensor | float) -> tf.Tensor | float:
@@ -98,20 +79,68 @@ def minimised(optimizer: keras.optimizers.Optimizer, loss: tf.Tensor | float) ->
     return optimizer.scale_loss(loss / tf.distribute.get_strategy().num_replicas_in_sync)
 
 
+class EpochMean(keras.metrics.Mean):
+    """A mean over an epoch. A backup leaves it out: of several machines, one alone could not read it."""
+
+    def save_own_variables(self, store: MutableMapping[str, Tensor]) -> None:
+        """Nothing to save: it begins anew with every epoch."""
+
+    def load_own_variables(self, store: MutableMapping[str, Tensor]) -> None:
+        """Nothing to load."""
+
+
+class Trainer(keras.Model):
+    """A model whose `train_step` trains `network`, on one machine or on several.
+
+    `fit` of Keras 3.15 fails on several machines, where it builds a model and where it takes the mean
+    of what a step returns; both are done here in its stead.
+    """
+
+    def __init__(self, network: keras.Model, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.network = network
+        self.built = True  # nothing but the networks has weights
+
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        pass
+
+    def state(self) -> list[keras.Variable]:
+        """All that a training goes on from: variables of networks and optimisers."""
+        optimizers = [part for part in vars(self).values() if isinstance(part, keras.optimizers.Optimizer)]
+        return self.weights + [variable for optimizer in optimizers for variable in optimizer.variables]
+
+    def make_train_function(self, force: bool = False) -> None:
+        if self.train_function is not None and not force:
+            return
+        distribution = self.distribute_strategy
+
+        def compute(batch):
+            logs = distribution.run(self.train_step, args=(batch,))
+            return {name: distribution.reduce("MEAN", value, axis=None) for name, value in logs.items()}
+
+        def step(iterator):
+            return compute(next(iterator))
+
+        if not self.run_eagerly:
+            compute = tf.function(compute, autograph=False, jit_compile=self.jit_compile)
+            step = tf.function(step, autograph=False)
+        self.train_function = step
+
+
 def run_folder(run: RunSettings, paper: str, preset: str) -> Path:
     """Where a run lives."""
     return Path(run.folder or Path("runs") / paper / preset)
 
 
-def fit(build: Callable[[], keras.Model], batches: Patches | Thumbnails, validation: Validation,
-        settings: Any, *, run: RunSettings, paper: str, preset: str, epochs: int, steps: int,
-        callbacks: Iterable[keras.callbacks.Callback] = ()) -> Path:
+def fit(distribution: tf.distribute.Strategy, build: Callable[[], Trainer], batches: Patches | Thumbnails,
+        validation: Validation, settings: Any, *, run: RunSettings, paper: str, preset: str, epochs: int,
+        steps: int, callbacks: Iterable[keras.callbacks.Callback] = ()) -> Path | None:
     """Train until `epochs` are done, going on from where the run in its folder stopped.
 
     Args:
-        build: Function that returns a compiled trainer: a `keras.Model` with a
-            `train_step`, a `network` to save and an `optimizer` of it. Whatever else it
-            trains, it builds the optimisers of.
+        distribution: `train.devices.strategy` of the run's devices and machines.
+        build: Function that returns a compiled trainer, with an `optimizer` of its `network`,
+            which is saved. Whatever else it trains, it builds the optimisers of.
         batches: `datasets.patches.Patches` or the like: `batch`, the size of a batch, and
             `dataset(start)`.
         validation: A `Validation`.
@@ -124,16 +153,16 @@ def fit(build: Callable[[], keras.Model], batches: Patches | Thumbnails, validat
         callbacks: More of Keras's callbacks; at the end of an epoch they find its files.
 
     Returns:
-        The run's folder.
+        The run's folder; None where another machine keeps it.
     """
-    folder = run_folder(run, paper, preset)
-    with alone(folder):
+    folder, chief = run_folder(run, paper, preset), is_chief(distribution)
+    with alone(folder) if chief else contextlib.nullcontext(), others_lost(folder, distribution):
         backup, log = folder / "backup.weights.h5", Log(folder / "log.csv", validation.key, validation.better)
-        keep_settings(folder / "settings.yaml", settings, begun=backup.exists() or log.path.exists())
+        if chief:
+            keep_settings(folder / "settings.yaml", settings, begun=backup.exists() or log.path.exists())
 
         keras.utils.set_random_seed(run.seed)
         precision = chosen_precision(run.precision)
-        distribution = strategy(run.replicas)
         if wrong := [step for step in run.snapshots if step % steps]:
             raise InputError(f"run.snapshots: {wrong[0]} does not end an epoch of {steps} steps")
         if batches.batch % distribution.num_replicas_in_sync:
@@ -144,36 +173,48 @@ def fit(build: Callable[[], keras.Model], batches: Patches | Thumbnails, validat
             trainer = build()
             trainer.optimizer.build(trainer.network.trainable_variables)
 
-        if backup.exists():
+        if chief and backup.exists():
             try:
                 trainer.load_weights(backup)
             except Exception as error:  # h5py and Keras raise many kinds
                 reason = " ".join(str(error).split())[:160]
                 raise InputError(f"{backup}: cannot go on from it ({reason})") from None
+        if several_machines(distribution):
+            take_from_chief(distribution, trainer.state())
         done = int(trainer.optimizer.iterations.numpy()) // steps
-        log.rewind(done)
-        if done >= epochs or log.stale(run.early_stopping):
+        if chief:
+            log.rewind(done)
+        if any_machine(distribution, done >= epochs or (chief and log.stale(run.early_stopping))):
             print(f"{folder}: done already, after {done} of {epochs} epochs")
-            return folder
+            return folder if chief else None
         print(f"{folder}: {'going on after' if done else 'starting, done'} {done} of {epochs} epochs, "
               f"{distribution.num_replicas_in_sync} device(s), {precision}")
 
+        def rows(context):
+            """The rows that this machine makes of every batch, parted among its devices."""
+            part = batches.batch // context.num_input_pipelines
+            first = context.input_pipeline_id * part
+            return batches.dataset(done * steps, slice(first, first + part)).rebatch(
+                batches.batch // distribution.num_replicas_in_sync, drop_remainder=True)
+
         with _written_by_tensorflow(folder / "tensorboard") as tensorboard, input_errors():
             keeper = Keeper(folder, trainer, validation, log, run, steps)
+            callbacks = [keeper, *callbacks]
+            if chief:
+                callbacks.append(keras.callbacks.TensorBoard(tensorboard, write_graph=False))
             trainer.fit(
-                batches.dataset(start=done * steps),
+                distribution.distribute_datasets_from_function(rows),
                 initial_epoch=done,
                 epochs=epochs,
                 steps_per_epoch=steps,
                 shuffle=False,
-                callbacks=[keeper, *callbacks,
-                           keras.callbacks.TensorBoard(tensorboard, write_graph=False)],
-                verbose=1 if sys.stdout.isatty() else 2,
+                callbacks=callbacks,
+                verbose=(1 if sys.stdout.isatty() else 2) if chief else 0,
             )
         if keeper.failure:
             kept = "model.keras holds the best weights before it" if log.rows else "no epoch was finished"
             raise InputError(f"{folder}: stopped, {keeper.failure}; {kept}")
-        return folder
+        return folder if chief else None
 
 
 @contextlib.contextmanager
@@ -200,16 +241,22 @@ def _written_by_tensorflow(folder):
 
 
 class Keeper(keras.callbacks.Callback):
-    """After every epoch: validate, log, save, draw samples, and stop what has failed."""
+    """After every epoch: validate, log, save, draw samples, and stop what has failed.
 
-    def __init__(self, folder: Path, trainer: keras.Model, validation: Validation, log: Log, run: RunSettings,
+    Of several machines, the first does all of this, and the others stop when it does.
+    """
+
+    def __init__(self, folder: Path, trainer: Trainer, validation: Validation, log: Log, run: RunSettings,
                  steps: int) -> None:
         super().__init__()
         self.folder, self.network, self.validation = folder, trainer.network, validation
         self.copy = at_precision(trainer.network, "float32")  # what is measured and saved
         self.log, self.run, self.steps = log, run, steps
         self.failure = None
-        self.images = tf.summary.create_file_writer(str(folder / "tensorboard" / "samples"))
+        self.distribution = trainer.distribute_strategy
+        self.chief = is_chief(self.distribution)
+        if self.chief:
+            self.images = tf.summary.create_file_writer(str(folder / "tensorboard" / "samples"))
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         self.began, self.first = time.perf_counter(), None
@@ -224,8 +271,12 @@ class Keeper(keras.callbacks.Callback):
             self.model.stop_training = True
 
     def on_epoch_end(self, epoch: int, logs: dict | None = None) -> None:
-        if self.failure:
-            return
+        if self.chief and not self.failure:
+            self.keep(epoch, logs)
+        self.model.stop_training = any_machine(self.distribution, self.model.stop_training)
+
+    def keep(self, epoch: int, logs: dict) -> None:
+        """Validate, log and save an epoch, unless it has failed."""
         seconds = time.perf_counter() - self.started
         # With use_ema, the averages are measured and saved, not the weights of the last step.
         weights = self.network.get_weights()

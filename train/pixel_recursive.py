@@ -39,7 +39,8 @@ from superres.metrics.thumbnails import (
 from superres.models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
 from superres.models.sampler import draws, networks_of
 from superres.models.upscaler import ThumbnailUpscaler, load, upscaler
-from superres.train.loop import RunSettings, averaging, fit, minimised, start_from
+from superres.train.devices import strategy
+from superres.train.loop import EpochMean, RunSettings, Trainer, averaging, fit, minimised, start_from
 from superres.train.optimisers import RMSprop
 from superres.train.validation import Validation
 
@@ -167,7 +168,7 @@ PRESETS = {
 }
 
 
-class PixelRecursiveTrainer(keras.Model):
+class PixelRecursiveTrainer(Trainer):
     """Trains `network` on batches (lr, hr).
 
     `network` is a `pixel_recursive` model, or a `conditioning_network` of either head.
@@ -178,10 +179,8 @@ class PixelRecursiveTrainer(keras.Model):
 
     def __init__(self, network: keras.Model, weight: tuple[float, float, int] = (1.0, 1.0, 1),
                  **kwargs) -> None:
-        super().__init__(**kwargs)
-        self.network, self.weight = network, weight
-        self.loss_metric = keras.metrics.Mean(name="loss")
-        self.built = True  # nothing but the network has weights
+        super().__init__(network, **kwargs)
+        self.weight, self.loss_metric = weight, EpochMean(name="loss")
 
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
@@ -297,17 +296,19 @@ def main(preset: str, settings: Settings) -> None:
     check_range(numbers, "prior_blocks", least=0)
     check_range(numbers, "data.held_out", least=2)
     check_range(numbers, "ema", least=0, below=1)
+    distribution = strategy(settings.run.replicas, settings.run.workers)
     train, val, test = split_thumbnails(settings)
     folder = fit(
-        lambda: trainer(settings), train, ThumbnailValidation(val, settings.model), settings,
+        distribution, lambda: trainer(settings), train, ThumbnailValidation(val, settings.model), settings,
         run=settings.run, paper="pixel_recursive", preset=preset, epochs=settings.epochs,
         steps=settings.steps,
     )
-    # Nearest neighbours are looked for among all pictures at once, which of shards are too many.
-    known = None if train.stored else train
-    result, drawn = evaluate_thumbnails(load(folder / "model.keras"), test[:100], known)
-    write_picture(folder / "samples" / "test.png", thumbnail_sheet(test, drawn))
-    print(thumbnail_table(result))
+    if folder:
+        # Nearest neighbours are looked for among all pictures at once, which of shards are too many.
+        known = None if train.stored else train
+        result, drawn = evaluate_thumbnails(load(folder / "model.keras"), test[:100], known)
+        write_picture(folder / "samples" / "test.png", thumbnail_sheet(test, drawn))
+        print(thumbnail_table(result))
 
 
 def cli() -> None:

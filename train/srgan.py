@@ -28,6 +28,7 @@ from superres.losses import Fidelity, Perceptual, grid, relativistic, standard, 
 from superres.metrics.report import evaluate, table
 from superres.models.srgan import discriminator, generator, start_as_interpolation
 from superres.models.upscaler import Upscaler, load
+from superres.train.devices import strategy
 from superres.train.gan import GANTrainer, GANValidation, gradient_norm, penalised
 from superres.train.loop import RunSettings, averaging, fit, minimised, start_from
 from superres.train.optimisers import TwoPhases
@@ -307,6 +308,7 @@ def main(preset: str, settings: Settings) -> None:
     if settings.epochs and not (settings.warm_up or settings.start or settings.scratch):
         raise InputError("warm_up: adversarial training of an untrained generator does not converge; give "
                          "--start a network, or --scratch to try")
+    distribution = strategy(settings.run.replicas, settings.run.workers)
     train, val, test = split_pictures(settings.data, settings.val_pictures, settings.test_pictures,
                                       settings.run.seed)
     val, test = (list(degraded(part, settings.scale, "bicubic")) for part in (val, test))
@@ -319,11 +321,12 @@ def main(preset: str, settings: Settings) -> None:
         quarters = {settings.warm_up + settings.epochs * k // 4 for k in range(5)} - {0}
         run = dataclasses.replace(run, snapshots=tuple(sorted(q * settings.steps for q in quarters)))
     folder = fit(
-        lambda: trainer(settings), patches, validation, settings, run=run, paper="srgan",
+        distribution, lambda: trainer(settings), patches, validation, settings, run=run, paper="srgan",
         preset=preset, epochs=settings.warm_up + settings.epochs, steps=settings.steps,
         callbacks=[Phases(settings.warm_up)],
     )
-    print(table(evaluate(load(folder / "model.keras"), test or val)))
+    if folder:
+        print(table(evaluate(load(folder / "model.keras"), test or val)))
 
 
 def cli() -> None:

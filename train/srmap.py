@@ -31,16 +31,9 @@ from superres.losses import Fidelity, PerceptualEnergy, energy_score, relativist
 from superres.metrics.report import evaluate, table
 from superres.models.srmap import CRITIC_WIDTHS, SIZES, crop_of, discriminator, generator
 from superres.models.upscaler import Upscaler, load
+from superres.train.devices import device_count, is_chief, strategy
 from superres.train.gan import GANTrainer, GANValidation, TrainingSamples, gradient_norm, penalised
-from superres.train.loop import (
-    RunSettings,
-    averaging,
-    device_count,
-    fit,
-    minimised,
-    run_folder,
-    start_from,
-)
+from superres.train.loop import RunSettings, averaging, fit, minimised, run_folder, start_from
 from superres.train.validation import PictureValidation
 
 
@@ -315,6 +308,7 @@ def main(preset: str, settings: Settings) -> None:
     PRESET --help explains every setting.
     """
     check(settings)
+    distribution = strategy(settings.run.replicas, settings.run.workers)
     train, val, test = split_pictures(settings.data, settings.val_pictures, settings.test_pictures,
                                       settings.run.seed)
     val, test = (list(degraded(part, settings.scale, "bicubic")) for part in (val, test))
@@ -322,12 +316,13 @@ def main(preset: str, settings: Settings) -> None:
                            seed=settings.run.seed, cache=settings.run.cache)
     validation = GANValidation(val, 0, settings.steps) if settings.adversarial else PictureValidation(val)
     samples = [TrainingSamples(run_folder(settings.run, "srmap", preset), val, settings.sample_every)
-               ] if settings.sample_every else ()
+               ] if settings.sample_every and is_chief(distribution) else ()
     folder = fit(
-        lambda: trainer(settings), patches, validation, settings, run=settings.run, paper="srmap",
-        preset=preset, epochs=settings.epochs, steps=settings.steps, callbacks=samples,
+        distribution, lambda: trainer(settings), patches, validation, settings, run=settings.run,
+        paper="srmap", preset=preset, epochs=settings.epochs, steps=settings.steps, callbacks=samples,
     )
-    print(table(evaluate(load(folder / "model.keras"), test or val)))
+    if folder:
+        print(table(evaluate(load(folder / "model.keras"), test or val)))
 
 
 def cli() -> None:

@@ -33,8 +33,8 @@ def split_pictures(sources: Iterable[Path | str], val: int, test: int, seed: int
                    train: int = 0) -> tuple[list[Example | Stored], list[Example], list[Example]]:
     """Read the pictures of all sources and part them at random: (train, val, test).
 
-    Those of shards are left unread in train, without the tiles of pictures of which another tile is held out.
-    A picture of val or test that looks like one of train is warned of.
+    Those of shards are left unread in train; tiles of a picture of which another tile is in val or test
+    are in none of them. A picture of val or test that looks like one of train is warned of.
 
     Args:
         sources: Folders, shards and names of the catalogue.

@@ -19,8 +19,9 @@ import numpy as np
 from PIL import Image
 
 from superres.datasets.catalogue import Example
+from superres.datasets.decoding import decode
 from superres.datasets.likeness import SIZE, cells
-from superres.datasets.pictures import decoded, to_uint8
+from superres.datasets.pictures import to_uint8
 from superres.errors import InputError
 
 FRAME = 12  # bytes: a record's length and its checksum stand before it, the checksum of its bytes behind
@@ -204,7 +205,7 @@ def _known_by_all(path, offset):
 
 def _parsed(path, offset):
     """Dict of name -> bytes of the record at a place, whose checksums are verified."""
-    from tensorflow.python.lib.io.tf_record import tf_record_random_reader
+    from tensorflow.python.lib.io.tf_record import tf_record_random_reader  # public ones read from the start
 
     try:
         return _features(tf_record_random_reader(path).read(offset)[0])
@@ -235,6 +236,7 @@ def _encoded(pixels):
 def _decoded(data, where):
     try:
         with Image.open(io.BytesIO(data)) as image:
-            return to_uint8(decoded(image).pixels)
+            image.load()
+            return to_uint8(decode(image)[0])  # `pictures.decoded` catches warnings, which threads cannot
     except Exception as error:
         raise _damaged(where.path, where.offset, error) from None

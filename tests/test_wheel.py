@@ -37,7 +37,7 @@ def test_the_wheel_keeps_to_its_own_folder(run):
         "superres", f"superres-{importlib.metadata.version('superres')}.dist-info"}
     assert {part[1] for part in files if part[0] == "superres"} == {
         "__init__.py", "command_line.py", "commands.py", "cubic.py", "errors.py", "evaluate.py", "export.py",
-        "files.py", "precision.py", "push.py", "upscale.py",
+        "files.py", "precision.py", "prepare.py", "push.py", "upscale.py",
         "datasets", "layers", "losses", "metrics", "models", "train", "weights"} | {
         part[1] for part in files if part[1] == "__pycache__"}
     # The others' are still whole, and ours is not the checkout.

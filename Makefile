@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-machines test-addons test-wheel notebooks benchmarks lint clean
+.PHONY: demo test test-machines beam test-beam test-addons test-wheel notebooks benchmarks lint clean
 
 # Upscale a photograph with shipped weights, train a small network, measure it.
 demo: $(VENV)/installed
@@ -25,6 +25,12 @@ test: lint
 # Trainings on several machines: processes of this one, which talk over loopback.
 test-machines: $(VENV)/installed
 	SUPERRES_MACHINES=1 $(BIN)/pytest tests/test_train_machines.py
+
+# Apache Beam, for upscale_beam.py and prepare.py. Without it, `make test` leaves their tests out.
+beam: $(VENV)/beam
+
+test-beam: $(VENV)/beam
+	$(BIN)/pytest tests/test_upscale_beam.py tests/test_prepare.py
 
 # What replaced tensorflow-addons against the original, in an environment of its own.
 test-addons:
@@ -58,6 +64,10 @@ $(VENV)/installed: requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet --requirement requirements.txt
+	@touch $@
+
+$(VENV)/beam: requirements-beam.txt $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --requirement requirements-beam.txt
 	@touch $@
 
 clean:

@@ -11,7 +11,8 @@ import tyro
 from superres.errors import InputError
 
 
-def command(main: Callable[..., None], presets: dict[str, tuple[str, Any]] | None = None) -> None:
+def command(main: Callable[..., None], presets: dict[str, tuple[str, Any]] | None = None,
+            settings: type | None = None) -> None:
     """Run `main` from the command line.
 
     Args:
@@ -19,13 +20,17 @@ def command(main: Callable[..., None], presets: dict[str, tuple[str, Any]] | Non
             the chosen preset's name and its settings.
         presets: Dict of name -> (description, settings), `"quick"` among them, which is taken where
             the command line names none.
+        settings: A dataclass of the command line. `main` takes one, and the words that are none of its,
+            for another program.
 
     A mistake of the user's, and a full disk or the like, ends the program with one line
     and status 2; Ctrl-C with status 130.
     """
     warnings.showwarning = _one_line
     try:
-        if presets is None:
+        if settings:
+            main(*tyro.cli(settings, return_unknown_args=True))
+        elif presets is None:
             tyro.cli(main)
         else:
             arguments = sys.argv[1:]

@@ -33,8 +33,8 @@ import hashlib
 import re
 import sys
 import time
-from collections.abc import Iterable, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path, PurePath
 from typing import Annotated, Literal
 
 import numpy as np
@@ -48,7 +48,6 @@ from superres.datasets.pictures import (
     animation_suffix,
     list_pictures,
     read_frames,
-    read_picture,
     to_float,
     to_uint8,
     write_frames,
@@ -59,6 +58,7 @@ from superres.datasets.video import FORMATS, SUFFIXES, result_suffix, write_vide
 from superres.errors import InputError
 from superres.models.engine import Engine, load
 from superres.models.hub import WEIGHTS, network_file
+from superres.models.images import ImageUpscaler
 from superres.precision import chosen_precision
 
 Format = Literal["png", "jpg", "webp", "tiff", "avif", "gif"]
@@ -104,14 +104,64 @@ def destinations(inputs: Iterable[str], folder: Path | str, suffix: str,
             print(f"left out: {source} looks like a result of {result_of[1]}; name it to upscale it")
             continue
         ending = result_suffix(source) or (f".{kind}" if kind else animation_suffix(source) or ".png")
-        stem = name = f"{source.stem}{suffix}"
-        number = 1
-        while folder / below / f"{name}{ending}" in taken:
-            number += 1
-            name = f"{stem}_{number}"
-        taken.add(folder / below / f"{name}{ending}")
-        jobs.append((source, folder / below / f"{name}{ending}"))
+        jobs.append((source, claimed(folder / below / f"{source.stem}{suffix}{ending}", taken)))
     return jobs
+
+
+def claimed(path: PurePath, taken: set[PurePath]) -> PurePath:
+    """The path, or where it is taken with _2, _3 and so on after its name; then that is taken, too."""
+    free, number = path, 1
+    while free in taken:
+        number += 1
+        free = path.with_stem(f"{path.stem}_{number}")
+    taken.add(free)
+    return free
+
+
+def sample_paths(destination: PurePath, samples: int | None) -> list[PurePath]:
+    """Where the samples of a picture go: several are numbered from 1."""
+    if (samples or 1) == 1:
+        return [destination]
+    return [destination.with_stem(f"{destination.stem}_{k}") for k in range(1, samples + 1)]
+
+
+def drawing(network: ImageUpscaler, samples: int | None, temperature: float | None, seed: int | None,
+            **options) -> list[Callable[..., Picture]]:
+    """For each sample, the function of a `Picture` that makes it, of a network of any size.
+
+    Args:
+        options: `tile`, `ensemble` and `progress` of `network.draw`.
+    """
+    noise = [{"temperature": temperature, "seed": (seed or 0) + k} if network.draws_samples else {}
+             for k in range(samples or 1)]
+    return [functools.partial(network.upscale, **options, **sample) for sample in noise]
+
+
+def results(network: ImageUpscaler, frames: Callable[[], Iterator[Picture]], samples: int | None = None,
+            crop: Crop | None = None, tile: int | None = None, ensemble: bool = False,
+            temperature: float | None = None, seed: int | None = None,
+            progress: Callable[[int], object] | None = None) -> Iterator[Iterable[Picture]]:
+    """For each sample, the frames of a picture file's result, computed as they are asked for.
+
+    Args:
+        frames: Function that begins to read the file; of networks of one size, the first frame counts.
+        samples, crop, tile, ensemble, temperature, seed, progress: See `ImageUpscaler.draw`; `tile` is
+            256 unless given.
+    """
+    if network.lr_size:  # which draws all samples at once
+        for sr in network.draw(next(frames()), samples, crop=crop, temperature=temperature, seed=seed):
+            yield [sr]
+        return
+    for upscale in drawing(network, samples, temperature, seed, tile=tile or 256, ensemble=ensemble,
+                           progress=progress):
+        yield map(upscale, frames())
+
+
+def reason_for(error: BaseException) -> str:
+    """Why a picture failed, in one line."""
+    if isinstance(error, MemoryError):
+        return "not enough memory: try a smaller --tile"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def check_free(path: Path, sources: set[Path], overwrite: bool) -> None:
@@ -280,42 +330,27 @@ def main(
         raise InputError(f"{output}: cannot be made a folder ({error.strerror})") from None
 
     sources = {source.resolve() for source, _ in jobs}
-    options = {"crop": crop} if network.lr_size else {"tile": tile or 256, "ensemble": ensemble}
-    drawing = {"temperature": temperature} if network.draws_samples else {}
+    noise = {"samples": samples, "temperature": temperature, "seed": seed}
+    options = {"tile": tile or 256, "ensemble": ensemble}
 
-    def enlarged(picture, **options):
-        """A picture, super-resolved and of the size that is asked for."""
-        return resized(network.upscale(picture, **options, **drawing), pixels, scale, network.scale)
+    def fitted(picture):
+        """A super-resolved picture, of the size that is asked for."""
+        return resized(picture, pixels, scale, network.scale)
 
-    def frames(source, bar, **options):
-        """The frames of a file, super-resolved."""
-        for picture in read_frames(source, depth, white):
-            if depth == 16:  # from floats, the network makes floats
+    def frames(source, bar):
+        """The frames of a file."""
+        bits = 8 if network.lr_size else depth
+        for picture in read_frames(source, bits, white):
+            if bits == 16:  # from floats, the network makes floats
                 picture = picture.each(to_float)
             bar.total = (bar.total or 0) + picture.pixels.shape[0] * picture.pixels.shape[1]
-            yield enlarged(picture, progress=bar.update, **options)
-
-    def results(source, bar, video):
-        """For each sample, the frames of its result; of a video, the function that makes them."""
-        if network.lr_size:  # which draws all samples at once
-            seeds = {"seed": seed} if network.draws_samples else {}
-            for sr in network.draw(read_picture(source, white=white), samples, **options, **drawing, **seeds):
-                yield [resized(sr, pixels, scale, network.scale)]
-            return
-        for k in range(samples or 1):
-            seeds = {"seed": (seed or 0) + k} if network.draws_samples else {}
-            if video:
-                yield functools.partial(enlarged, **options, **seeds)
-            else:
-                yield frames(source, bar, **options, **seeds)
+            yield picture
 
     def upscale(source, destination, title):
         video = destination.suffix in FORMATS
         if video and (network.lr_size or stochasticity):
             raise InputError("a video is for networks of any size, and not for --stochasticity")
-        several = (samples or 1) > 1
-        paths = [destination.with_stem(f"{destination.stem}_{k}") if several else destination
-                 for k in range(1, (samples or 1) + 1)]
+        paths = sample_paths(destination, samples)
         if stochasticity:
             paths.append(destination.with_stem(f"{destination.stem}_std").with_suffix(".png"))
         if skip_existing and all(path.exists() for path in paths):
@@ -333,17 +368,21 @@ def main(
                 bar.update(done - bar.n)
 
             start = time.perf_counter()
-            for path, result in zip(paths, results(source, bar, video), strict=False):
+            drawings = (drawing(network, **noise, **options) if video else results(
+                network, lambda: frames(source, bar), crop=crop, progress=bar.update, **noise, **options))
+            for path, result in zip(paths, drawings, strict=False):
+                if not video:
+                    result = map(fitted, result)
                 if stochasticity:
-                    result = iter(result)
                     first = next(result)
                     drawn.append(first.pixels)
                     result = [first, *result]
                 if not path.exists() or not skip_existing:
                     if video:
                         networks = fingerprint(model), blend, blend_with and fingerprint(blend_with)
-                        made_by = f"{networks} {precision} {pixels} {scale} {temperature} {result.keywords}"
-                        write_video(path, source, result, made_by, quality, depth, strip, count)
+                        made_by = f"{networks} {precision} {pixels} {scale} {result.keywords}"
+                        write_video(path, source, lambda frame, sr=result: fitted(sr(frame)), made_by,
+                                    quality, depth, strip, count)
                     else:
                         write_frames(path, result, quality, depth, strip)
                     print(f"{source} -> {path}  {time.perf_counter() - start:.1f} s")
@@ -365,9 +404,7 @@ def main(
             raise
         except (InputError, OSError, MemoryError) as error:
             failed += 1
-            reason = " ".join(str(error).split())
-            if isinstance(error, MemoryError):
-                reason = "not enough memory: try a smaller --tile"
+            reason = reason_for(error)
             print(f"failed: {reason if str(source) in reason else f'{source}: {reason}'}", file=sys.stderr)
             if getattr(error, "errno", None) == errno.ENOSPC:
                 print(f"the disk is full: stopped after {number} of {len(jobs)}", file=sys.stderr)

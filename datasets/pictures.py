@@ -11,7 +11,7 @@ import threading
 import warnings
 from collections.abc import Callable, Generator, Iterable
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import BinaryIO, Literal, NamedTuple, Self
 
 import numpy as np
 import tifffile
@@ -271,8 +271,12 @@ def _tiff_pages(path, stack):
     return page
 
 
-def animation_suffix(path: Path | str) -> str:
-    """The suffix of the kind of animation, or of pages, that a file is, such as `".gif"`; "": one picture."""
+def animation_suffix(path: Path | str | BinaryIO) -> str:
+    """The suffix of the kind of animation, or of pages, that a file is, such as `".gif"`; "": one picture.
+
+    Args:
+        path: Of the file, or the file, open.
+    """
     try:
         with warnings.catch_warnings(action="ignore"), Image.open(path, formats=READABLE) as image:
             animated = image.format in ANIMATED and getattr(image, "is_animated", False)

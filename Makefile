@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-machines beam test-beam test-addons test-wheel notebooks benchmarks lint clean
+.PHONY: demo test test-machines beam test-beam page test-page test-addons test-wheel notebooks benchmarks lint clean
 
 # Upscale a photograph with shipped weights, train a small network, measure it.
 demo: $(VENV)/installed
@@ -26,11 +26,18 @@ test: lint
 test-machines: $(VENV)/installed
 	SUPERRES_MACHINES=1 $(BIN)/pytest tests/test_train_machines.py
 
-# Apache Beam, for upscale_beam.py. Without it, `make test` leaves its tests out.
+# Apache Beam, for upscale_beam.py and prepare.py. Without it, `make test` leaves their tests out.
 beam: $(VENV)/beam
 
 test-beam: $(VENV)/beam
-	$(BIN)/pytest tests/test_upscale_beam.py
+	$(BIN)/pytest tests/test_upscale_beam.py tests/test_prepare.py
+
+# A page to try the shipped networks on, http://127.0.0.1:7860. Its test drives a browser: CHROMIUM, or chromium of the PATH.
+page: $(VENV)/page
+	$(BIN)/python page.py
+
+test-page: $(VENV)/page
+	$(BIN)/pytest tests/test_page.py
 
 # What replaced tensorflow-addons against the original, in an environment of its own.
 test-addons:
@@ -68,6 +75,10 @@ $(VENV)/installed: requirements.txt pyproject.toml
 
 $(VENV)/beam: requirements-beam.txt $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --requirement requirements-beam.txt
+	@touch $@
+
+$(VENV)/page: requirements-page.txt $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --requirement requirements-page.txt
 	@touch $@
 
 clean:

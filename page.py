@@ -9,6 +9,7 @@ which stay loaded. Uploads and results lie in a temporary folder, for an hour at
 folder goes when the program ends.
 """
 
+import contextlib
 import functools
 import html
 import os
@@ -58,6 +59,8 @@ DIGITS = "It knows nothing but digits of 8 x 8 pixels: take the example."
 CSS = """
 #status {min-height: 3em} #status p {margin: 0 0 .4em} #status .bad {color: #dc2626; font-weight: 600}
 #status progress {width: 100%; accent-color: var(--color-accent)}
+.grid-wrap {height: auto !important; min-height: 0 !important}
+.grid-container {grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)) !important; padding-top: 1.8em}
 """
 
 
@@ -105,21 +108,17 @@ def opened(path: str | None, megapixels: float) -> Picture:
     Raises:
         InputError: if it cannot be read, or has more pixels, which is found out before they are decoded.
     """
-    def check(width, height):
-        if width * height > megapixels * 1e6:
-            raise InputError(f"{width} x {height} are {width * height / 1e6:.1f} megapixels, and this network "
-                             f"takes up to {megapixels:g} here: shrink or crop it, or use upscale.py")
-
     if not path:
         raise InputError("drop a picture first, or take an example")
-    try:
-        with Image.open(path) as image:
-            size = image.size
-    except Exception:  # read_picture knows more kinds, and says what is wrong
-        size = 0, 0
-    check(*size)
-    picture = read_picture(path)
-    check(*picture.pixels.shape[1::-1])
+    size, picture = (0, 0), None
+    with contextlib.suppress(Exception), Image.open(path) as image:  # what is wrong, read_picture says
+        size = image.size
+    if size[0] * size[1] <= megapixels * 1e6:
+        picture = read_picture(path)
+        size = picture.pixels.shape[1::-1]
+    if size[0] * size[1] > megapixels * 1e6:
+        raise InputError("{} x {} are {:.1f} megapixels, and this network takes up to {:g} here: shrink or crop the "
+                         "picture, or use upscale.py".format(*size, size[0] * size[1] / 1e6, megapixels))
     return picture
 
 
@@ -236,7 +235,7 @@ def build(folder: Path, megapixels: float) -> gr.Blocks:
         recursive, noisy = name.startswith("pixel"), name in ("srmap-x4", "srmap-x4-reported")
         expects = (REALWORLD if "realworld" in name else DIGITS if "corners" in name else
                    FACES if recursive else BICUBIC)
-        return [f"**{scale}, {what}.** {expects} {figure and figure + '.'}",
+        return [f"**{scale}, {what.replace(', --crop face', '')}.** {expects} {figure and figure + '.'}",
                 gr.update(visible=name in ("srgan-x2", "srgan-x4"), value=0),
                 gr.update(visible=recursive), gr.update(visible=noisy or (recursive and "regress" not in name)),
                 gr.update(value=0.5 if noisy else 1, info="Strength of the noise; near 1, rings and flecks" if noisy
@@ -312,9 +311,9 @@ def build(folder: Path, megapixels: float) -> gr.Blocks:
                     + ("does" if native_precision() == "mixed_bfloat16" else "does not")))
                 blend = gr.Slider(0, 1, 0, step=0.1, visible=False, label="From sharpness to PSNR", elem_id="blend",
                                   info="0: after adversarial training, 1: before it, between: a blend of the weights")
-                with gr.Group(visible=False) as cutting:
+                with gr.Column(visible=False) as cutting:
                     seen = gr.Image(label="The square that is drawn", interactive=False, buttons=[], format="png",
-                                    height=240)
+                                    height=240, elem_id="seen")
                     square = [gr.Slider(low, 100, value, step=1, label=f"{label} (%)", elem_id=label.lower())
                               for label, low, value in (("Across", 0, 50), ("Down", 0, 50), ("Size", 5, 100))]
                 with gr.Group(visible=False) as noise:
@@ -331,7 +330,7 @@ def build(folder: Path, megapixels: float) -> gr.Blocks:
                                value="pixels", label="Left side", elem_id="how")
                 drawing = gr.Gallery(label="Samples: a click shows one above", visible=False, height="auto",
                                      format="png", allow_preview=False, buttons=[], elem_id="samples")
-                files = gr.File(label="Download, in full quality", visible=False, elem_id="download")
+                files = gr.File(label="Download, in full quality", visible=False, interactive=False, elem_id="download")
 
         on = functools.partial(gr.on, show_progress="hidden")
         on(name.change, chosen, name, [about, blend, cutting, noise, temperature])

@@ -339,8 +339,9 @@ def main(
 
     def frames(source, bar):
         """The frames of a file."""
-        for picture in read_frames(source, 8 if network.lr_size else depth, white):
-            if depth == 16:  # from floats, the network makes floats
+        bits = 8 if network.lr_size else depth
+        for picture in read_frames(source, bits, white):
+            if bits == 16:  # from floats, the network makes floats
                 picture = picture.each(to_float)
             bar.total = (bar.total or 0) + picture.pixels.shape[0] * picture.pixels.shape[1]
             yield picture

@@ -71,7 +71,7 @@ def watched(arguments, out, kill_at=None):
                    if "apache_beam.runners.worker.sdk_worker_main" in words]
         peak = max([peak, *(running[number][1] for number in workers or running)])
         if kill_at and workers and len(list(out.glob("*.png"))) > kill_at:
-            os.kill(workers[0], signal.SIGKILL)
+            os.kill(min(workers), signal.SIGKILL)
             kill_at = None
         time.sleep(0.2)
     return time.perf_counter() - start, process.returncode, peak

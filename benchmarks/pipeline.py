@@ -1,6 +1,7 @@
 """Does the data pipeline keep up with the network?
 
     python benchmarks/pipeline.py --data FOLDER
+    python benchmarks/pipeline.py --data SHARDS/*.tfrecord --cache 64
 
 Batches a second of `datasets.Patches(...).dataset()` alone, against the training steps a
 second on a fixed batch, for the shapes of the `improved` presets at both precisions. The
@@ -16,7 +17,7 @@ import keras
 from common import interleaved, save, table
 from train_lapsrn import fixed_batch, keras_step
 
-from superres.datasets.catalogue import load
+from superres.datasets.catalogue import as_needed, is_shards
 from superres.datasets.patches import Patches
 from superres.errors import InputError
 from superres.train.lapsrn import PRESETS
@@ -26,11 +27,11 @@ DEGRADATIONS = ("bicubic", "realworld-fresh")
 AHEAD = 10
 
 
-def batches_of(settings, examples, count):
+def batches_of(settings, examples, count, cache):
     """A function that draws `count` batches of the pipeline."""
     patches = Patches(
         examples, settings.scale, settings.patch, settings.batch, channels=settings.channels,
-        degradation=settings.degradation, pyramid=settings.levels == "all",
+        degradation=settings.degradation, pyramid=settings.levels == "all", cache=cache,
     )
     batches = iter(patches.dataset())
 
@@ -42,18 +43,19 @@ def batches_of(settings, examples, count):
 
 
 def main(data: tuple[str, ...] = ("photos",), scales: tuple[int, ...] = (2, 4), rounds: int = 7,
-         count: int = 50):
+         count: int = 50, cache: int = 2048):
     """Does the data pipeline keep up with the network?
 
     Args:
-        data: Folders of pictures, or names of the catalogue.
+        data: Folders of pictures, shards, or names of the catalogue.
         scales: Which of the presets improved-x2, improved-x4, improved-x8.
         rounds: How often each is timed.
         count: Batches of the pipeline that are timed together.
+        cache: MiB of decoded pictures that are kept of shards.
     """
     if count <= AHEAD:
         raise InputError(f"count: more than the {AHEAD} batches prepared ahead are needed, not {count}")
-    examples = [example for source in data for example in load(source)]
+    examples = list(as_needed(data))
     rows = []
     for scale in scales:
         settings = PRESETS[f"improved-x{scale}"][1]
@@ -63,7 +65,7 @@ def main(data: tuple[str, ...] = ("photos",), scales: tuple[int, ...] = (2, 4), 
         }
         for degradation in DEGRADATIONS:
             functions[degradation] = batches_of(
-                dataclasses.replace(settings, degradation=degradation), examples, count
+                dataclasses.replace(settings, degradation=degradation), examples, count, cache
             )
         seconds = {name: s["median"] for name, s in interleaved(functions, rounds).items()}
         for degradation in DEGRADATIONS:
@@ -77,7 +79,8 @@ def main(data: tuple[str, ...] = ("photos",), scales: tuple[int, ...] = (2, 4), 
         keras.backend.clear_session()
     print(table(rows, {"scale": "d", "degradation": "", "precision": "", "batches_per_second": ".1f",
                        "steps_per_second": ".2f", "ratio": ".1f"}))
-    save("pipeline", rows, goal="ratio >= 3", pictures=len(examples))
+    name = "pipeline-shards" if any(map(is_shards, data)) else "pipeline"
+    save(name, rows, goal="ratio >= 3", pictures=len(examples), cache_mib=cache)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,12 @@
 """Training batches by number: what makes a stopped training go on to the bit."""
 
-from collections.abc import Callable
+import contextlib
+import re
+from collections.abc import Callable, Iterator
 
 import tensorflow as tf
+
+from superres.errors import InputError
 
 
 def numbered_batches(get: Callable[[int], tuple], start: int = 0) -> tf.data.Dataset:
@@ -26,3 +30,14 @@ def numbered_batches(get: Callable[[int], tuple], start: int = 0) -> tf.data.Dat
 
     numbers = tf.data.Dataset.range(start, 2**62)
     return numbers.map(load, num_parallel_calls=2, deterministic=True).prefetch(8)
+
+
+@contextlib.contextmanager
+def input_errors() -> Iterator[None]:
+    """An `InputError` within a dataset, such as that of a damaged file, comes out of it as one."""
+    try:
+        yield
+    except tf.errors.InvalidArgumentError as error:  # what TensorFlow makes of it
+        if found := re.search(r"InputError: (.*)", error.message):
+            raise InputError(found[1]) from None
+        raise

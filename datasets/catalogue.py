@@ -3,9 +3,9 @@
 import importlib
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from superres.datasets.degradations import imresize
 from superres.datasets.pictures import list_pictures, read_picture
 from superres.datasets.plates import plate
 from superres.errors import InputError
+
+if TYPE_CHECKING:
+    from superres.datasets.shards import Stored  # which imports this module
 
 # The photographs that scikit-image installs (it can download more; these need nothing).
 PHOTOS = {
@@ -42,7 +45,7 @@ TFDS = {
         f"http://ufldl.stanford.edu/housenumbers/ and put them into {BY_HAND}")),
 }
 NAMES = (f"photos, dead_leaves, plates, corners, corners/mnist, {', '.join(TFDS)}, "
-         "div2k/CONFIG (for example div2k/bicubic_x2), or a folder of pictures")
+         "div2k/CONFIG (for example div2k/bicubic_x2), a folder of pictures, or shards (FOLDER/*.tfrecord)")
 
 
 class Example(NamedTuple):
@@ -58,6 +61,15 @@ class Example(NamedTuple):
     hr: np.ndarray
     lr: np.ndarray | None = None
 
+    @property
+    def size(self) -> tuple[int, int]:
+        """(H, W) of HR."""
+        return self.hr.shape[:2]
+
+    def read(self) -> Self:
+        """Itself, as `datasets.shards.Stored` has it."""
+        return self
+
 
 def load(source: Path | str, split: Literal["train", "test"] = "train", limit: int | None = None,
          held_out: int | None = None) -> Iterator[Example]:
@@ -65,7 +77,8 @@ def load(source: Path | str, split: Literal["train", "test"] = "train", limit: i
 
     Args:
         source: A folder (all pictures below it; with subfolders ``hr`` and ``lr``,
-            pairs of files with the same name), or else a name of the catalogue.
+            pairs of files with the same name), a file of `datasets.shards` or a pattern of such,
+            or else a name of the catalogue.
             Installed or drawn: `photos` (real photographs of scikit-image),
             `dead_leaves` (for training with no data at all), `plates` (licence plates,
             64 x 64 RGB), `corners` (a digit of scikit-learn's, 8 x 8 grey, as LR, and as
@@ -75,8 +88,8 @@ def load(source: Path | str, split: Literal["train", "test"] = "train", limit: i
             `div2k/bicubic_x2` and every other DIV2K configuration.
         split: `"train"` or `"test"`. A folder has no splits of its own: see `held_out`.
         limit: Stop after so many pictures.
-        held_out: Of a folder, one file in so many is the test split, the first one and so on; None:
-            both splits are the whole folder.
+        held_out: Of a folder or of shards, one picture in so many is the test split, the first one and
+            so on; None: both splits are the whole.
 
     Files that cannot be read are reported with a warning and left out.
 
@@ -86,6 +99,8 @@ def load(source: Path | str, split: Literal["train", "test"] = "train", limit: i
     source = str(source)
     if Path(source).is_dir():
         examples = _folder(Path(source), split, held_out)
+    elif is_shards(source):
+        examples = (picture.read() for picture in as_needed([source], split, held_out))
     elif source == "photos":
         examples = _photos(split)
     elif source == "dead_leaves":
@@ -110,6 +125,32 @@ def load(source: Path | str, split: Literal["train", "test"] = "train", limit: i
         yield example
 
 
+def as_needed(sources: Iterable[Path | str], split: Literal["train", "test"] = "train",
+              held_out: int | None = None) -> "Iterator[Example | Stored]":
+    """Yield the pictures of all sources as `load` does, but those of shards unread, after all others.
+
+    Several shards are one source, whose order is that of the names: how the pictures are spread over
+    them changes nothing. Tiles of one picture are all in the same split.
+    """
+    sources = list(sources)
+    for source in sources:
+        if not is_shards(source):
+            yield from load(source, split, held_out=held_out)
+    if shards := [source for source in sources if is_shards(source)]:
+        from superres.datasets.shards import stored  # which imports this module
+
+        numbers = {}
+        for picture in stored(shards):
+            number = numbers.setdefault(picture.picture, len(numbers))
+            if not held_out or (number % held_out == 0) == (split == "test"):
+                yield picture
+
+
+def is_shards(source: Path | str) -> bool:
+    """Whether a source is shards, by its suffix."""
+    return str(source).endswith(".tfrecord") and not Path(source).is_dir()
+
+
 def has_corners(source: Path | str) -> bool:
     """Whether a source's HR is a digit in a corner, of which LR does not tell which (see `load`)."""
     return str(source).split("/")[0] == "corners" and not Path(source).is_dir()
@@ -124,27 +165,48 @@ def _photos(split):
 
 
 def _folder(folder, split, held_out):
-    paired = (folder / "hr").is_dir() and (folder / "lr").is_dir()
-    paths = list_pictures(folder / "hr" if paired else folder)
-    low = {_stem(path): path for path in list_pictures(folder / "lr")} if paired else {}
-    if paired and (missing := sorted({_stem(path) for path in paths} ^ set(low))):
-        raise InputError(
-            f"{folder}: {len(missing)} pictures stand in only one of hr/ and lr/, first: {missing[0]}"
-        )
+    pairs = files_of(folder)
     if held_out:  # by the file's number: nothing is read of the other split
-        paths = [path for number, path in enumerate(paths) if (number % held_out == 0) == (split == "test")]
-        if not paths:
+        pairs = [pair for number, pair in enumerate(pairs) if (number % held_out == 0) == (split == "test")]
+        if not pairs:
             raise InputError(f"{folder}: one picture cannot be parted, one in {held_out} held out")
     found = 0
-    for path in paths:
+    for pair in pairs:
         try:
-            lr = read_picture(low[_stem(path)]).pixels if paired else None
-            yield Example(path.stem, read_picture(path).pixels, lr)
+            yield read_pair(pair)
             found += 1
         except InputError as error:
             warnings.warn(f"left out: {error}", stacklevel=2)
-    if paths and not found:
-        raise InputError(f"{folder}: none of the {len(paths)} picture files can be read")
+    if pairs and not found:
+        raise InputError(f"{folder}: none of the {len(pairs)} picture files can be read")
+
+
+def files_of(folder: Path) -> list[tuple[Path, Path | None]]:
+    """(HR, LR or None) of every picture below a folder, LR where it has subfolders ``hr`` and ``lr``.
+
+    Raises:
+        InputError: if there are none, or one stands alone in ``hr`` or ``lr``.
+    """
+    if not ((folder / "hr").is_dir() and (folder / "lr").is_dir()):
+        return [(path, None) for path in list_pictures(folder)]
+    paths = list_pictures(folder / "hr")
+    low = {_stem(path): path for path in list_pictures(folder / "lr")}
+    if missing := sorted({_stem(path) for path in paths} ^ set(low)):
+        raise InputError(
+            f"{folder}: {len(missing)} pictures stand in only one of hr/ and lr/, first: {missing[0]}"
+        )
+    return [(path, low[_stem(path)]) for path in paths]
+
+
+def read_pair(pair: tuple[Path, Path | None]) -> Example:
+    """Read one of `files_of`.
+
+    Raises:
+        InputError: if it cannot be read.
+    """
+    hr, lr = pair
+    low = read_picture(lr).pixels if lr else None
+    return Example(hr.stem, read_picture(hr).pixels, low)
 
 
 def _stem(path):

@@ -1,5 +1,6 @@
 """Finding pictures that are measured on and were trained on."""
 
+import itertools
 import warnings
 from collections.abc import Iterable
 
@@ -15,16 +16,21 @@ SIZE = 16
 ALIKE = 0.97
 
 
+def cells(picture: np.ndarray) -> np.ndarray:
+    """The luminance of (H, W, 1|3) uint8 on 16 x 16 cells: (16, 16, 1) uint8, with the same thumbprint."""
+    image = Image.fromarray(to_uint8(luma(to_float(picture)))[..., 0])
+    return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX))[..., None]
+
+
 def thumbprint(picture: np.ndarray) -> np.ndarray:
     """The luminance of (H, W, 1|3) uint8 on 16 x 16 cells, without its mean, of length one: (256,).
 
     Its product with another picture's is their correlation. A flat picture has zeros, and
     is like nothing.
     """
-    image = Image.fromarray(to_uint8(luma(to_float(picture)))[..., 0])
-    cells = np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BOX), "float64").ravel()
-    cells -= cells.mean()
-    return cells / (np.linalg.norm(cells) or 1)
+    print_ = cells(picture).astype("float64").ravel()
+    print_ -= print_.mean()
+    return print_ / (np.linalg.norm(print_) or 1)
 
 
 def likenesses(measured: Iterable[tuple[str, np.ndarray]],
@@ -42,13 +48,16 @@ def likenesses(measured: Iterable[tuple[str, np.ndarray]],
     Returns:
         List of (name, name of the known one most like it, correlation), at least `ALIKE`.
     """
-    (names, prints), (others, of_others) = map(_thumbprints, (measured, known))
-    found = []
-    for i in range(0, len(names), 64):  # all at once would take too much memory
-        correlations = prints[i : i + 64] @ of_others.T
-        nearest = zip(names[i : i + 64], correlations.argmax(1), correlations.max(1), strict=True)
-        found += [(name, others[j], float(highest)) for name, j, highest in nearest if highest >= ALIKE]
-    return found
+    names, prints = _thumbprints(measured)
+    highest, alike, known = np.full(len(names), -1.0), [""] * len(names), iter(known)
+    while some := list(itertools.islice(known, 64)):  # of the known ones there may be more than fit in memory
+        others, of_others = _thumbprints(some)
+        correlations = prints @ of_others.T
+        for i in np.flatnonzero(correlations.max(1) > highest):
+            j = correlations[i].argmax()
+            highest[i], alike[i] = correlations[i, j], others[j]
+    return [(name, other, float(correlation))
+            for name, other, correlation in zip(names, alike, highest, strict=True) if correlation >= ALIKE]
 
 
 def _thumbprints(pictures):

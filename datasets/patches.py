@@ -9,7 +9,7 @@ import numpy as np
 import tensorflow as tf
 
 from superres.datasets.batches import numbered_batches
-from superres.datasets.catalogue import Example, load
+from superres.datasets.catalogue import Example, as_needed
 from superres.datasets.color import luma
 from superres.datasets.degradations import (
     blur_downsample,
@@ -22,6 +22,7 @@ from superres.datasets.degradations import (
 )
 from superres.datasets.likeness import warn_of_likenesses
 from superres.datasets.pictures import to_float, to_uint8
+from superres.datasets.shards import Cache, Stored
 from superres.errors import InputError
 
 KERNEL_SIZE = 11
@@ -29,13 +30,14 @@ ALIGNMENT_SAMPLE = 32  # pictures: a shift is common to all
 
 
 def split_pictures(sources: Iterable[Path | str], val: int, test: int, seed: int,
-                   train: int = 0) -> tuple[list[Example], list[Example], list[Example]]:
+                   train: int = 0) -> tuple[list[Example | Stored], list[Example], list[Example]]:
     """Read the pictures of all sources and part them at random: (train, val, test).
 
-    A picture of val or test that looks like one of train is warned of.
+    Those of shards are left unread in train; tiles of a picture of which another tile is in val or test
+    are in none of them. A picture of val or test that looks like one of train is warned of.
 
     Args:
-        sources: Folders and names of the catalogue.
+        sources: Folders, shards and names of the catalogue.
         val: How many to choose the best epoch by.
         test: How many for the table at the end.
         seed: Of the choice.
@@ -44,7 +46,7 @@ def split_pictures(sources: Iterable[Path | str], val: int, test: int, seed: int
     Raises:
         InputError: if there are too few.
     """
-    examples = [example for source in sources for example in load(source)]
+    examples = list(as_needed(sources))
     wanted = train or max(1, len(examples) - val - test)
     if val < 1 or wanted + val + test > len(examples):
         raise InputError(f"data: {len(examples)} pictures are too few for {wanted} to train, {val} to "
@@ -52,8 +54,24 @@ def split_pictures(sources: Iterable[Path | str], val: int, test: int, seed: int
     order = np.random.default_rng(seed).permutation(len(examples))
     parts = np.split(order, np.cumsum([wanted, val, test]))[:3]
     train, val, test = ([examples[i] for i in part] for part in parts)
-    warn_of_likenesses(*([(example.name, example.hr) for example in part] for part in (val + test, train)))
-    return train, val, test
+    held_out = {example.picture for example in val + test if isinstance(example, Stored)}
+    train = [example for example in train
+             if not (isinstance(example, Stored) and example.picture in held_out)]
+    if not train:
+        raise InputError("data: all tiles are of the pictures of which one is held out: too few to train on")
+    warn_of_likenesses(_looks(val + test), _looks(train))
+    return train, *([example.read() for example in part] for part in (val, test))
+
+
+def _looks(examples):
+    """What `warn_of_likenesses` takes; of tiles each picture once."""
+    seen = set()
+    for example in examples:
+        if not isinstance(example, Stored):
+            yield example.name, example.hr
+        elif example.picture not in seen:
+            seen.add(example.picture)
+            yield example.looks()
 
 
 class Patches:
@@ -65,10 +83,11 @@ class Patches:
     another order: `len(pictures) * fixed / batch` batches take every patch once.
 
     Every picture is decoded and degraded once and kept in memory as uint8, together
-    with its smaller versions where a pyramid network needs them.
+    with its smaller versions where a pyramid network needs them. Those of shards are
+    decoded and degraded when a batch wants them, and the last ones kept.
 
     Args:
-        examples: Iterable of `datasets.catalogue.Example`.
+        examples: Iterable of `datasets.catalogue.Example` and `datasets.shards.Stored`.
         scale: 2, 4 or 8.
         patch: Height and width of the LR patch.
         batch: Patches a batch.
@@ -81,6 +100,7 @@ class Patches:
         fixed: Patches drawn once of each picture, flipped, turned and degraded once;
             0: new ones in every batch.
         seed: Of everything random.
+        cache: How many MiB of pictures of shards are kept; no batch depends on it.
 
     Raises:
         InputError: when no picture is large enough for a patch, when an example's LR is
@@ -91,33 +111,31 @@ class Patches:
     def __init__(self, examples: Iterable[Example], scale: int, patch: int, batch: int, *,
                  channels: Literal[1, 3] = 3,
                  degradation: Literal["bicubic", "realworld", "realworld-fresh"] = "bicubic",
-                 pyramid: bool = False, augment: bool = True, fixed: int = 0, seed: int = 0) -> None:
+                 pyramid: bool = False, augment: bool = True, fixed: int = 0, seed: int = 0,
+                 cache: int = 2048) -> None:
         self.scale, self.patch, self.batch, self.channels = scale, patch, batch, channels
         self.augment, self.fixed, self.seed = augment, fixed, seed
-        self.fresh = degradation == "realworld-fresh"
+        self.degradation, self.fresh = degradation, degradation == "realworld-fresh"
         steps = int(np.log2(scale))
         self.factors = [2**i for i in range(1, steps + 1)] if pyramid else [scale]
         self.margin = margin(KERNEL_SIZE, steps) if self.fresh else 0
-        self.pictures = []
+        self.pictures, self.cache = [], Cache(cache * 2**20)
         given, small = [], 0
         for index, example in enumerate(examples):
-            hr = mod_crop(_as_channels(example.hr, 3), scale)
-            if min(hr.shape[:2]) < patch * scale:
+            if min(example.size) // scale < patch:
                 small += 1
                 continue
-            if example.lr is not None:
-                lr = _as_channels(example.lr, 3)
-                check_pair(lr, hr, scale, example.name)
-                if min(lr.shape[:2]) >= 32:
-                    given.append((lr, hr))
-            elif self.fresh:
-                lr = None
-            elif degradation == "realworld":
-                lr = realworld(hr, scale, np.random.default_rng((seed, index)))
+            if isinstance(example, Stored):
+                self.pictures.append((index, example))
+                if len(self.pictures) > ALIGNMENT_SAMPLE:
+                    continue
+                example = example.read()
+                picture = self._prepared(index, example)
             else:
-                lr = imresize(hr, 1 / scale)
-            targets = [hr if f == scale else imresize(hr, f / scale) for f in self.factors]
-            self.pictures.append((lr, targets))
+                picture = self._prepared(index, example)
+                self.pictures.append(picture)
+            if example.lr is not None and min(picture[0].shape[:2]) >= 32:
+                given.append((picture[0], picture[-1]))
         if given:
             check_alignment(given[:ALIGNMENT_SAMPLE], scale)
         if small and self.pictures:
@@ -130,6 +148,27 @@ class Patches:
             )
         if self.total % batch:
             raise InputError(f"patches: {self.total} do not make whole batches of {batch}")
+
+    def _prepared(self, index, example):
+        """(lr, *targets) of picture number `index`, (H, W, 3) uint8; an LR of None is made for each patch."""
+        hr = mod_crop(_as_channels(example.hr, 3), self.scale)
+        if example.lr is not None:
+            lr = _as_channels(example.lr, 3)
+            check_pair(lr, hr, self.scale, example.name)
+        elif self.fresh:
+            lr = None
+        elif self.degradation == "realworld":
+            lr = realworld(hr, self.scale, np.random.default_rng((self.seed, index)))
+        else:
+            lr = imresize(hr, 1 / self.scale)
+        return lr, *(hr if f == self.scale else imresize(hr, f / self.scale) for f in self.factors)
+
+    def _picture(self, number):
+        picture = self.pictures[number]
+        if isinstance(picture[1], Stored):
+            index, example = picture
+            return self.cache.get(number, lambda: self._prepared(index, example.read()))
+        return picture
 
     @property
     def total(self) -> int:
@@ -161,7 +200,7 @@ class Patches:
         return order[step * self.batch : (step + 1) * self.batch]
 
     def _cut(self, rng, index):
-        lr, targets = self.pictures[index]
+        lr, *targets = self._picture(index)
         height, width = (size // self.scale for size in targets[-1].shape[:2])
         y = rng.integers(height - self.patch + 1)
         x = rng.integers(width - self.patch + 1)

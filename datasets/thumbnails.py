@@ -9,6 +9,7 @@ import numpy as np
 from superres.datasets.catalogue import Example
 from superres.datasets.degradations import imresize
 from superres.datasets.pictures import to_float
+from superres.datasets.shards import Cache, Stored
 from superres.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,14 +43,15 @@ def thumbnail(picture: np.ndarray, size: int, channels: Literal[1, 3] = 3,
 
 
 class Thumbnails:
-    """Deterministic random batches of (LR, HR) pairs of one size, all kept in memory.
+    """Deterministic random batches of (LR, HR) pairs of one size, all kept in memory but those of shards.
 
     HR is a picture's square, shrunk by MATLAB's bicubic; LR is made from HR the same
     way, so that LR is a function of HR. Examples that bring their own LR keep both as
     they are. Batch number n is a function of (pictures, seed, n) alone.
 
     Args:
-        examples: Iterable of `datasets.catalogue.Example`.
+        examples: Iterable of `datasets.catalogue.Example`, and after them `datasets.shards.Stored`, which
+            are read when a batch wants them.
         size: Height and width of LR.
         scale: HR's size over LR's.
         channels: 3 for RGB, 1 for grey.
@@ -58,11 +60,13 @@ class Thumbnails:
         flip: Mirror pairs left to right at random.
         seed: Of the choice of pairs.
         corners: Whether HR is LR in a corner (`catalogue.has_corners`), and is measured as such.
+        cache: How many MiB of pairs of shards are kept; no batch depends on it.
 
     Attributes:
         names: List of str.
-        lr: (N, size, size, channels) uint8.
-        hr: (N, scale * size, scale * size, channels) uint8.
+        lr: (N, size, size, channels) uint8, of the pairs that are in memory.
+        hr: (N, scale * size, scale * size, channels) uint8, likewise.
+        stored: List of the others, as they stand in shards.
 
     Raises:
         InputError: where a given pair has another size, or no picture is large enough.
@@ -70,36 +74,52 @@ class Thumbnails:
 
     def __init__(self, examples: Iterable[Example], size: int, scale: int, *, channels: Literal[1, 3] = 3,
                  crop: Crop = "centre", batch: int = 32, flip: bool = False, seed: int = 0,
-                 corners: bool = False) -> None:
+                 corners: bool = False, cache: int = 2048) -> None:
+        self.size, self.scale, self.channels, self.crop = size, scale, channels, crop
         self.batch, self.flip, self.seed, self.corners = batch, flip, seed, corners
-        self.names, lrs, hrs, small = [], [], [], 0
+        self.names, self.stored, self.cache = [], [], Cache(cache * 2**20)
+        pairs, small = [], 0
         for example in examples:
-            if example.lr is None:
-                if min(example.hr.shape[:2]) < size * scale:
-                    small += 1
-                    continue
-                hr = thumbnail(example.hr, size * scale, channels, crop)
-                lr = imresize(hr, 1 / scale)
-            else:
-                hr, lr = (_as_channels(picture, channels) for picture in (example.hr, example.lr))
-            if lr.shape[:2] != (size, size) or hr.shape[:2] != (size * scale, size * scale):
-                raise InputError(
-                    f"{example.name}: expected LR of {size} x {size} and HR of {scale * size} x "
-                    f"{scale * size}, found {lr.shape[1]} x {lr.shape[0]} and {hr.shape[1]} x {hr.shape[0]}"
-                )
+            stored = isinstance(example, Stored)
+            if (stored or example.lr is None) and min(example.size) < size * scale:
+                small += 1
+                continue
             self.names.append(example.name)
-            lrs.append(lr)
-            hrs.append(hr)
-        if not lrs:
+            if stored:
+                self.stored.append(example)
+            else:
+                pairs.append(self._made(example))
+        if not self.names:
             raise InputError(f"no picture is large enough: HR needs {size * scale} x {size * scale} pixels "
                              f"({small} smaller pictures found)")
-        self.lr, self.hr = np.stack(lrs), np.stack(hrs)
+        self.lr, self.hr = map(np.stack, zip(*pairs, strict=True)) if pairs else ((), ())
+
+    def _made(self, example):
+        """(LR, HR) of an example."""
+        side = self.size * self.scale
+        if example.lr is None:
+            hr = thumbnail(example.hr, side, self.channels, self.crop)
+            lr = imresize(hr, 1 / self.scale)
+        else:
+            hr, lr = (_as_channels(picture, self.channels) for picture in (example.hr, example.lr))
+        if lr.shape[:2] != (self.size, self.size) or hr.shape[:2] != (side, side):
+            raise InputError(
+                f"{example.name}: expected LR of {self.size} x {self.size} and HR of {side} x "
+                f"{side}, found {lr.shape[1]} x {lr.shape[0]} and {hr.shape[1]} x {hr.shape[0]}"
+            )
+        return lr, hr
+
+    def _pair(self, index):
+        if index < len(self.lr):
+            return self.lr[index], self.hr[index]
+        example = self.stored[index - len(self.lr)]
+        return self.cache.get(index, lambda: self._made(example.read()))
 
     def __len__(self) -> int:
-        return len(self.lr)
+        return len(self.names)
 
     def __getitem__(self, some: slice) -> Self:
-        """The pairs of a slice, as `Thumbnails`."""
+        """The pairs of a slice, as `Thumbnails`, of which none stands in shards."""
         part = copy(self)
         part.names, part.lr, part.hr = self.names[some], self.lr[some], self.hr[some]
         return part
@@ -113,9 +133,9 @@ class Thumbnails:
         rng = np.random.default_rng((self.seed, number))
         chosen = rng.integers(len(self), size=self.batch)[rows]
         mirrored = (self.flip * rng.integers(2, size=self.batch))[rows]
+        pairs = zip(*map(self._pair, chosen), strict=True)
         return tuple(
-            to_float(np.where(mirrored[:, None, None, None], x[chosen, :, ::-1], x[chosen]))
-            for x in (self.lr, self.hr)
+            to_float(np.where(mirrored[:, None, None, None], x[:, :, ::-1], x)) for x in map(np.stack, pairs)
         )
 
     def dataset(self, start: int = 0, rows: slice = slice(None)) -> "tf.data.Dataset":

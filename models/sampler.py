@@ -103,8 +103,8 @@ class Sampler(keras.Model):
 
     The inputs are LR (B, h, w, C) in [0, 1], uniform noise in [0, 1) for each sub-pixel
     (B, H, W, C), and the temperature of each picture (B,); see `draw`. The same noise gives
-    the same picture, whatever else is in the batch. A fourth input, (1,) int32, is how many rows
-    of a recursive network's pictures are drawn; those below are grey.
+    the same picture, whatever else is in the batch. A fourth input, (1,) int32, is how many rows of
+    a recursive network's pictures are drawn, all unless given; those below are grey.
 
     Args:
         network: A `pixel_recursive` model; a `conditioning_network` with a softmax head,
@@ -138,7 +138,8 @@ class Sampler(keras.Model):
             samples: How many to draw.
             batch: How many are drawn at a time, shared between the processor's cores. It
                 changes nothing but speed and memory.
-            rows: Draw so many of a recursive network's rows, from the top, and leave the others grey.
+            rows: Draw so many of a recursive network's rows, from the top, and leave the others grey;
+                None: all.
 
         Returns:
             (samples, N, H, W, C) uint8.
@@ -157,7 +158,7 @@ class Sampler(keras.Model):
             noise = np.stack([np.random.default_rng((seed, *job)).random(size, "float32") for job in some])
             return self.predict_on_batch([lr[[i for _, i in some]], noise,
                                           np.full(part, temperature, "float32"),
-                                          *([] if rows is None else [np.array([rows], "int32")])])
+                                          np.array([size[0] if rows is None else rows], "int32")])
 
         self.make_predict_function()  # once, and not in every thread
         with ThreadPoolExecutor(cores) as pool:

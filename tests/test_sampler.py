@@ -242,6 +242,16 @@ def test_a_picture_depends_neither_on_the_batch_nor_on_other_pictures(sampler, r
     np.testing.assert_array_equal(sampler.sample(lr[:1], samples=2), drawn[:2, :1])
 
 
+def test_rows_are_those_of_the_whole_picture(sampler, rng):
+    lr = rng.random((2, 2, 2, 3), "float32")
+    drawn = sampler.sample(lr, samples=2)
+    assert np.array_equal(sampler.sample(lr, samples=2, rows=4), drawn)
+    for rows in range(4):
+        some = sampler.sample(lr, samples=2, rows=rows)
+        np.testing.assert_array_equal(some[:, :, :rows], drawn[:, :, :rows])
+        assert (some[:, :, rows:] == 128).all()
+
+
 def test_the_seed_decides(sampler, rng):
     lr = rng.random((2, 2, 2, 3), "float32")
     drawn = sampler.sample(lr, seed=5)

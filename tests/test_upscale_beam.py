@@ -235,9 +235,9 @@ def test_a_killed_worker_loses_nothing(model, tmp_path, rng):
     while job.poll() is None and len(list(out.glob("*.png"))) < 5:
         time.sleep(0.02)
     try:
-        killed = workers(job.pid)
-        assert len(killed) == 2
-        os.kill(killed[0], signal.SIGKILL)
+        found = workers(job.pid)
+        assert len(found) >= 2  # for moments, a third that one of them has forked
+        os.kill(min(found), signal.SIGKILL)
         assert job.wait(300) != 0
     finally:
         with contextlib.suppress(ProcessLookupError):

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import signal
 import socket
 from collections.abc import Iterable, Iterator
 
@@ -38,7 +39,8 @@ def strategy(replicas: int = 0, workers: Iterable[str] = ()) -> tf.distribute.St
             raise InputError("run.replicas: on several machines, each trains on all of its GPUs, or its CPU")
         print(f"{cluster.task_type} {cluster.task_id} of {cluster.cluster_spec().as_dict()}: waiting for the "
               "other machines", flush=True)
-        return tf.distribute.MultiWorkerMirroredStrategy(cluster)
+        with _default_signals():
+            return tf.distribute.MultiWorkerMirroredStrategy(cluster)
     gpus = tf.config.list_physical_devices("GPU")
     wanted = device_count(replicas)
     if gpus:
@@ -51,6 +53,17 @@ def strategy(replicas: int = 0, workers: Iterable[str] = ()) -> tf.distribute.St
         if tf.config.get_logical_device_configuration(cpu) != logical:
             tf.config.set_logical_device_configuration(cpu, logical)
     return tf.distribute.MirroredStrategy([f"CPU:{i}" for i in range(wanted)])
+
+
+@contextlib.contextmanager
+def _default_signals():
+    """Ctrl-C ends the process while TensorFlow waits, and SIGTERM, which TensorFlow catches, after that."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _cluster(workers):

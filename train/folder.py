@@ -17,7 +17,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-MAY_CHANGE = ("run.folder", "run.replicas", "run.workers", "run.precision")  # on another machine
+MAY_CHANGE = ("run.folder", "run.replicas", "run.workers", "run.precision", "run.cache")  # on another machine
 ELSEWHERE = "choose another --run.folder (and --start to begin with this run's weights)"
 
 

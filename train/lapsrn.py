@@ -37,7 +37,7 @@ class Settings:
 
     # Data (3.1)
     data: tuple[str, ...] = ("photos",)
-    """Where HR pictures come from: folders or names of the catalogue."""
+    """Where HR pictures come from: folders, shards (FOLDER/*.tfrecord) or names of the catalogue."""
     scale: Literal[2, 4, 8] = 2
     """HR's size over LR's."""
     degradation: Literal["bicubic", "realworld", "realworld-fresh"] = "bicubic"
@@ -220,7 +220,7 @@ def main(preset: str, settings: Settings) -> None:
     patches = Patches(
         train, settings.scale, settings.patch, settings.batch, channels=settings.channels,
         degradation=settings.degradation, pyramid=settings.levels == "all", fixed=settings.patches,
-        seed=settings.run.seed,
+        seed=settings.run.seed, cache=settings.run.cache,
     )
     if settings.patches and patches.total != settings.steps * settings.batch:
         raise InputError(f"steps: {patches.total} patches in batches of {settings.batch} are "

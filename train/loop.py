@@ -29,6 +29,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
+from superres.datasets.batches import input_errors
 from superres.datasets.patches import Patches
 from superres.datasets.pictures import write_picture
 from superres.datasets.thumbnails import Thumbnails
@@ -63,6 +64,8 @@ class RunSettings:
     """Of weights, patches and augmentation."""
     early_stopping: int = 0
     """Stop after so many epochs without a better validation score; 0: never."""
+    cache: int = 2048
+    """MiB of decoded pictures that are kept in memory where the data are shards; all others always are."""
     snapshots: tuple[int, ...] = ()
     """Steps whose network is kept; each must end an epoch."""
 
@@ -194,7 +197,7 @@ def fit(distribution: tf.distribute.Strategy, build: Callable[[], Trainer], batc
             return batches.dataset(done * steps, slice(first, first + part)).rebatch(
                 batches.batch // distribution.num_replicas_in_sync, drop_remainder=True)
 
-        with _written_by_tensorflow(folder / "tensorboard") as tensorboard:
+        with _written_by_tensorflow(folder / "tensorboard") as tensorboard, input_errors():
             keeper = Keeper(folder, trainer, validation, log, run, steps)
             callbacks = [keeper, *callbacks]
             if chief:

@@ -25,6 +25,7 @@ from keras import ops
 from superres.datasets import catalogue
 from superres.datasets.likeness import warn_of_likenesses
 from superres.datasets.pictures import write_picture
+from superres.datasets.shards import Stored
 from superres.datasets.thumbnails import Crop, Thumbnails
 from superres.errors import InputError, check_range
 from superres.losses import cross_entropy
@@ -49,7 +50,7 @@ class Data:
     """Pictures."""
 
     source: tuple[str, ...] = ("celeb_a",)
-    """Where they come from: folders or names of the catalogue."""
+    """Where they come from: folders, shards (FOLDER/*.tfrecord) or names of the catalogue."""
     crop: Crop = "face"
     """The square that is cut out: the largest in the middle, or the face of an aligned CelebA picture."""
     size: int = 8
@@ -61,7 +62,7 @@ class Data:
     flip: bool = False
     """Mirror pictures left to right at random."""
     held_out: int = 10
-    """Of folders, which have no test split: one picture in so many is held out."""
+    """Of folders and shards, which have no test split: one picture in so many is held out."""
     val_pictures: int = 100
     """So many of the held-out pictures are measured after every epoch; the others at the end."""
 
@@ -261,18 +262,25 @@ def split_thumbnails(settings: Settings) -> tuple[Thumbnails, Thumbnails, Thumbn
     A picture of validation or test that looks like one of training is warned of.
     """
     data = settings.data
+    shards = [source for source in data.source if catalogue.is_shards(source)]
+
+    def pictures(side, sources=data.source):
+        return catalogue.as_needed(sources, side, data.held_out)
+
     train, rest = (
-        Thumbnails(chain(*(catalogue.load(source, side, held_out=data.held_out) for source in data.source)),
-                   data.size, data.scale, channels=data.channels, crop=data.crop, batch=settings.batch,
-                   flip=data.flip, seed=settings.run.seed,
-                   corners=all(map(catalogue.has_corners, data.source)))
-        for side in ("train", "test")
+        Thumbnails(examples, data.size, data.scale, channels=data.channels, crop=data.crop,
+                   batch=settings.batch, flip=data.flip, seed=settings.run.seed,
+                   corners=all(map(catalogue.has_corners, data.source)), cache=settings.run.cache)
+        for examples in (pictures("train"), (picture.read() for picture in pictures("test")))
     )
     if len(rest) <= data.val_pictures:
         raise InputError(f"data: {len(rest)} pictures held out are too few to validate on "
                          f"{data.val_pictures} (data.val_pictures) and test on others")
     if not train.corners:  # where different digits look alike
-        warn_of_likenesses(zip(rest.names, rest.hr, strict=True), zip(train.names, train.hr, strict=True))
+        warn_of_likenesses(*(
+            # Names of pictures in memory come first; those in shards are compared whole, not cut square.
+            chain(zip(part.names, part.hr, strict=False), map(Stored.looks, pictures(side, shards)))
+            for part, side in ((rest, "test"), (train, "train"))))
     return train, rest[: data.val_pictures], rest[data.val_pictures :]
 
 
@@ -296,7 +304,9 @@ def main(preset: str, settings: Settings) -> None:
         steps=settings.steps,
     )
     if folder:
-        result, drawn = evaluate_thumbnails(load(folder / "model.keras"), test[:100], train)
+        # Nearest neighbours are looked for among all pictures at once, which of shards are too many.
+        known = None if train.stored else train
+        result, drawn = evaluate_thumbnails(load(folder / "model.keras"), test[:100], known)
         write_picture(folder / "samples" / "test.png", thumbnail_sheet(test, drawn))
         print(thumbnail_table(result))
 

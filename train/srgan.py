@@ -41,7 +41,7 @@ class Settings:
 
     # Data (2)
     data: tuple[str, ...] = ("photos",)
-    """Where HR pictures come from: folders or names of the catalogue."""
+    """Where HR pictures come from: folders, shards (FOLDER/*.tfrecord) or names of the catalogue."""
     scale: Literal[2, 4, 8] = 4
     """HR's size over LR's."""
     val_pictures: int = 5
@@ -313,7 +313,7 @@ def main(preset: str, settings: Settings) -> None:
                                       settings.run.seed)
     val, test = (list(degraded(part, settings.scale, "bicubic")) for part in (val, test))
     patches = Patches(train, settings.scale, settings.crop // settings.scale, settings.batch,
-                      seed=settings.run.seed)
+                      seed=settings.run.seed, cache=settings.run.cache)
     validation = (GANValidation(val, settings.warm_up, settings.steps) if settings.epochs
                   else PictureValidation(val))
     run = settings.run

@@ -43,7 +43,7 @@ class Settings:
 
     # Data (3)
     data: tuple[str, ...] = ("photos",)
-    """Where HR pictures come from: folders or names of the catalogue."""
+    """Where HR pictures come from: folders, shards (FOLDER/*.tfrecord) or names of the catalogue."""
     scale: Literal[2, 4] = 4
     """HR's size over LR's."""
     val_pictures: int = 5
@@ -313,7 +313,7 @@ def main(preset: str, settings: Settings) -> None:
                                       settings.run.seed)
     val, test = (list(degraded(part, settings.scale, "bicubic")) for part in (val, test))
     patches = NoisyPatches(train, settings.scale, settings.crop // settings.scale, settings.batch,
-                           seed=settings.run.seed)
+                           seed=settings.run.seed, cache=settings.run.cache)
     validation = GANValidation(val, 0, settings.steps) if settings.adversarial else PictureValidation(val)
     samples = [TrainingSamples(run_folder(settings.run, "srmap", preset), val, settings.sample_every)
                ] if settings.sample_every and is_chief(distribution) else ()

@@ -1,0 +1,194 @@
+"""Write pictures as TFRecord shards, to train on more than fits in memory.
+
+    python prepare.py FOLDER [FOLDER ...] -o SHARDS
+    python prepare.py FOLDER -o SHARDS --crop 256
+    python prepare.py FOLDER -o SHARDS --direct_num_workers 2 --direct_running_mode multi_processing
+
+Then train with `--data SHARDS/*.tfrecord`. A FOLDER is read as the trainings read it: all pictures below
+it, or pairs of files of the same name in its subfolders `hr` and `lr`. With `--crop`, tiles of that size
+are stored in place of pictures of more, so that a patch does not cost the decoding of a large picture.
+
+It is an Apache Beam pipeline. Options that are not named here are Beam's, which choose where it runs, and
+stand last; workers on other machines need the same folders under the same names. In which shard a picture
+lies, and where in it, is a matter of its name alone. Files that cannot be read are named in
+SHARDS/errors.csv.
+"""
+
+from superres.commands import command  # first: it quietens TensorFlow
+
+# isort: split
+import csv
+import dataclasses
+import shutil
+import sys
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tensorflow as tf
+import tyro
+
+from superres.datasets.catalogue import Example, files_of, read_pair
+from superres.datasets.patches import check_pair
+from superres.datasets.shards import record, stored
+from superres.errors import InputError, check_range
+from superres.files import whole
+
+try:
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+except ImportError:
+    beam = None
+
+ALIGNED = 8  # tiles begin where every scale has a pixel of LR
+
+
+@dataclasses.dataclass
+class Settings:
+    """Write pictures as TFRecord shards."""
+
+    folders: tyro.conf.Positional[tuple[Path, ...]]
+    """Folders of pictures."""
+    output: Annotated[Path, tyro.conf.arg(aliases=["-o"])]
+    """A new folder for the shards; it appears when all is done."""
+    crop: int = 0
+    """Height and width of the tiles that are cut from larger pictures; 0: whole pictures."""
+    shards: int = 16
+    """How many files; as many can be written at once."""
+
+
+def tiles(example: Example, size: int) -> Iterator[Example]:
+    """Cut a picture that is larger than `size` into tiles that cover it, of LR likewise; 0: leave it whole.
+
+    Tiles lie evenly and overlap where the picture is no multiple of them.
+    """
+    height, width = example.size
+    places = [(y, x) for y in _starts(height, size) for x in _starts(width, size)]
+    if len(places) == 1:
+        yield example
+        return
+    for y, x in places:
+        hr, lr = example.hr[y : y + size, x : x + size], example.lr
+        if lr is not None:
+            scale = height // len(lr)
+            lr = lr[y // scale : (y + size) // scale, x // scale : (x + size) // scale]
+        yield Example(f"{example.name}@{y},{x}", hr, lr)
+
+
+def _starts(length, size):
+    if not size or length <= size:
+        return [0]
+    return [int(start) // ALIGNED * ALIGNED for start in np.linspace(0, length - size, -(-length // size))]
+
+
+def read_named(name: str, pair: tuple[Path, Path | None]) -> Example:
+    """One of `files_of`, under a name.
+
+    Raises:
+        InputError: if it cannot be read, or LR is not its HR's.
+    """
+    example = read_pair(pair)
+    if example.lr is not None:
+        scale = len(example.hr) // len(example.lr)
+        if scale not in (2, 4, 8):
+            raise InputError(f"{name}: HR of {len(example.hr)} rows is not x2, x4 or x8 of LR's "
+                             f"{len(example.lr)}")
+        check_pair(example.lr, example.hr, scale, name)
+    return example._replace(name=name)
+
+
+def write_shard(job: tuple[Path, list[tuple]], crop: int) -> Iterator[tuple[str, str]]:
+    """Write one shard, a picture at a time, and yield the (name, error) of those that cannot be read."""
+    path, named = job
+    with tf.io.TFRecordWriter(str(path)) as file:
+        for name, pair in named:
+            try:
+                example = read_named(name, pair)
+            except InputError as error:
+                yield name, str(error)
+                continue
+            for tile in tiles(example, crop):
+                file.write(record(tile, example.hr))
+
+
+def write_errors(errors: list[tuple[str, str]], path: Path) -> None:
+    """The table of pictures that were left out."""
+    with open(path, "w", newline="") as file:
+        csv.writer(file).writerows([("picture", "error"), *sorted(errors)])
+
+
+def named_files(folders: tuple[Path, ...]) -> list[tuple[str, tuple[Path, Path | None]]]:
+    """(name, files) of all pictures, in order of the names: the path below the folder, without a suffix.
+
+    Raises:
+        InputError: as `files_of`.
+    """
+    found = []
+    for folder in folders:
+        for hr, lr in files_of(folder):
+            name = hr.relative_to(folder / "hr" if lr else folder).with_suffix("")
+            if len(folders) > 1:
+                name = folder.resolve().name / name
+            found.append((name.as_posix(), (hr, lr)))
+    return sorted(found, key=lambda named: (named[0], str(named[1][0])))
+
+
+def main(settings: Settings, flags: list[str]) -> None:
+    """Write the shards.
+
+    Args:
+        flags: Beam's.
+    """
+    if beam is None:
+        raise InputError("prepare.py: needs Apache Beam (pip install apache-beam)")
+    check_range(vars(settings), "shards", least=1)
+    check_range(vars(settings), "crop", least=0)
+    output = settings.output
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise InputError(f"{output}: exists already; choose another --output, or remove it first")
+    if settings.crop % ALIGNED:
+        raise InputError(f"crop: must be a multiple of {ALIGNED}, not {settings.crop}")
+    named = named_files(settings.folders)
+    with whole(output.resolve()) as part:
+        shutil.rmtree(part, ignore_errors=True)  # what a killed run left
+        part.mkdir(parents=True)
+        try:
+            jobs = [(part / f"{number:05}-of-{settings.shards:05}.tfrecord", [])
+                    for number in range(settings.shards)]
+            for name, pair in named:
+                jobs[zlib.crc32(name.encode()) % settings.shards][1].append((name, pair))
+            # Without this, which concerns no pipeline of ours, Beam would download a runner, Prism.
+            options = PipelineOptions(flags, allow_unsafe_triggers=True)
+            try:
+                pipeline = beam.Pipeline(options=options)
+            except (ValueError, ImportError) as error:  # the runner's, of its options
+                raise InputError(str(error)) from None
+            with pipeline:
+                # Whole shards are spread over the workers: to sort records into them, Beam would hold all.
+                (pipeline | beam.Create(jobs) | beam.Reshuffle()
+                 | beam.FlatMap(write_shard, settings.crop)
+                 | beam.combiners.ToList() | beam.Map(write_errors, part / "errors.csv"))
+            with open(part / "errors.csv", newline="") as file:
+                bad = list(csv.reader(file))[1:]
+            if len(bad) == len(named):
+                raise InputError(f"none of the {len(bad)} pictures can be read, the first: {bad[0][1]}")
+            records = stored([part / "*.tfrecord"])
+        finally:
+            if sys.exc_info()[0]:
+                shutil.rmtree(part, ignore_errors=True)
+    pictures = len({picture.picture for picture in records})
+    print(f"{output}: {len(records)} records of {pictures} pictures in {settings.shards} shards, "
+          f"{len(bad)} bad ones" + (", see errors.csv" if bad else ""))
+
+
+def cli() -> None:
+    # Tyro's own words for a mistake in ours come before Beam's flags are looked at.
+    settings, flags = tyro.cli(Settings, description=__doc__, return_unknown_args=True)
+    del sys.argv[1:]
+    command(lambda: main(settings, flags))
+
+
+if __name__ == "__main__":
+    cli()

@@ -12,6 +12,7 @@ folder goes when the program ends.
 import contextlib
 import functools
 import html
+import itertools
 import os
 import queue
 import shutil
@@ -24,6 +25,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 from PIL import Image, ImageDraw
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
@@ -35,7 +37,7 @@ except ImportError as error:
 from superres.command_line import command
 from superres.datasets import catalogue
 from superres.datasets.degradations import imresize, imresize_clipped, mod_crop
-from superres.datasets.pictures import Picture, animation_suffix, as_image, read_picture, write_picture
+from superres.datasets.pictures import Picture, as_image, read_picture, write_picture
 from superres.datasets.thumbnails import thumbnail
 from superres.errors import InputError
 from superres.models.engine import load
@@ -48,19 +50,22 @@ TILE = 256  # LR pixels, as in upscale.py
 KEPT = 3600  # seconds that a visitor's files are kept
 SHOWN = 384  # pixels that a thumbnail is shown at
 
-BICUBIC = ("It expects a picture that was shrunk by bicubic interpolation, sharp at its size. In a photograph "
-           "with a blur of its own it enlarges the blur, too: take a realworld network for that.")
-REALWORLD = ("It expects a photograph with a blur that nobody knows, as cameras and messengers leave it, and "
-             "takes it away. For pictures shrunk by bicubic interpolation the networks without realworld are better.")
-FACES = ("It sees 8 x 8 pixels of the square, and expects a face there as in CelebA's pictures: the whole of it, "
-         "in the middle, with some hair. Whatever else it is given, it draws a face.")
-DIGITS = "It knows nothing but digits of 8 x 8 pixels: take the example."
+# What a network expects, by a part of its name; the first counts.
+EXPECTS = {
+    "realworld": "It expects a photograph with a blur that nobody knows, as cameras and messengers leave "
+                 "it, and takes it away. Pictures shrunk by bicubic interpolation want another network.",
+    "corners": "It knows nothing but digits of 8 x 8 pixels: take the example.",
+    "celeba": "It sees 8 x 8 pixels of the square, and expects a face there as in CelebA's pictures: the "
+              "whole of it, in the middle, with some hair. Whatever else it is given, it makes a face of it.",
+    "x": "It expects a picture that was shrunk by bicubic interpolation, sharp at its size. In a photograph "
+         "with a blur of its own it enlarges the blur, too: take a realworld network for that."}
 
 CSS = """
 #status {min-height: 3em} #status p {margin: 0 0 .4em} #status .bad {color: #dc2626; font-weight: 600}
 #status progress {width: 100%; accent-color: var(--color-accent)}
 .grid-wrap {height: auto !important; min-height: 0 !important}
-.grid-container {grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)) !important; padding-top: 1.8em}
+.grid-container {grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)) !important;
+                 padding-top: 1.8em}
 """
 
 
@@ -117,8 +122,8 @@ def opened(path: str | None, megapixels: float) -> Picture:
         picture = read_picture(path)
         size = picture.pixels.shape[1::-1]
     if size[0] * size[1] > megapixels * 1e6:
-        raise InputError("{} x {} are {:.1f} megapixels, and this network takes up to {:g} here: shrink or crop the "
-                         "picture, or use upscale.py".format(*size, size[0] * size[1] / 1e6, megapixels))
+        raise InputError(f"{size[0]} x {size[1]} are {size[0] * size[1] / 1e6:.1f} megapixels, and this network "
+                         f"takes up to {megapixels:g} here: shrink or crop the picture, or use upscale.py")
     return picture
 
 
@@ -126,6 +131,11 @@ def cut(size: tuple[int, int], across: float, down: float, share: float) -> tupl
     """(left, top, side) of a square in a picture of (height, width): per cent of its room and of its side."""
     side = max(1, round(min(size) * share / 100))
     return int((size[1] - side) * across / 100), int((size[0] - side) * down / 100), side
+
+
+def enlarged(planes: np.ndarray, factor: int, axis: int = 0) -> np.ndarray:
+    """Every pixel as a square of so many; `axis` is that of the rows."""
+    return planes.repeat(factor, axis).repeat(factor, axis + 1)
 
 
 def bar(text: str, share: float | None = None) -> str:
@@ -148,71 +158,70 @@ def write_examples(folder: Path) -> list[tuple[str, str, str]]:
     """Make the example pictures: (file, what it is, a network for it)."""
     photos = {photo.name: photo.hr for photo in catalogue.load("photos", "test")}
     plate, digit = (next(catalogue.load(source, "test")) for source in ("plates", "corners"))
-    examples = [("astronaut", "lapsrn-x4", photos["astronaut"], 4), ("coffee", "srgan-x4", photos["coffee"], 4),
-                ("camera", "lapsrn-x2", photos["camera"], 2), ("cat", "srmap-x4", photos["chelsea"], 4),
-                ("cat, not shrunk", "lapsrn-x2-realworld", photos["chelsea"], 1),
-                ("licence plate", "lapsrn-x4", plate.hr, 2),
-                ("face", "pixel_recursive-celeba-spade", photos["astronaut"][30:190, 142:302], 1),
-                ("digit", "pixel_recursive-corners", digit.lr, 1)]
+    examples = [
+        ("astronaut", "lapsrn-x4", photos["astronaut"], 4), ("coffee", "srgan-x4", photos["coffee"], 4),
+        ("camera", "lapsrn-x2", photos["camera"], 2), ("cat", "srmap-x4", photos["chelsea"], 4),
+        ("unshrunk", "lapsrn-x2-realworld", photos["chelsea"], 1), ("plate", "lapsrn-x4", plate.hr, 2),
+        ("face", "pixel_recursive-celeba-spade", photos["astronaut"][30:190, 142:302], 1),
+        ("digit", "pixel_recursive-corners", digit.lr, 1)]
     folder.mkdir()
-    for what, _, hr, factor in examples:
-        write_picture(folder / f"{what}.png", imresize(mod_crop(hr, factor), 1 / factor) if factor > 1 else hr)
-    return [(str(folder / f"{what}.png"), what, network) for what, network, *_ in examples]
+    for name, _, hr, factor in examples:
+        lr = imresize(mod_crop(hr, factor), 1 / factor) if factor > 1 else hr
+        write_picture(folder / f"{name}.png", lr)
+    return [(str(folder / f"{name}.png"), name, network) for name, network, *_ in examples]
 
 
-def upscaled(report: Callable, folder: Path, path: str | None, largest: float, name: str, precision: str,
-             blend: float, seed: float, temperature: float, *square: float) -> None:
-    """Upscale a visitor's file into a folder. Reports `status` and samples so far, `drawn`; at last `found`.
+def upscaled(report: Callable, folder: Path, picture: Picture, stem: str, network: ImageUpscaler, seed: float,
+             temperature: float, *square: float) -> None:
+    """Upscale a picture into a folder; report `status`, the samples `drawn` so far, and at last `found`.
 
-    That is a dict: `folder`; `before`, what can stand on the left of the slider, by name; `after`, what
+    That is a dict: `folder`; `before`, by name what can stand on the left of the slider; `after`, what
     stands on its right for each sample; `files`, to download; `shown`, which sample it is.
     """
-    picture = opened(path, largest)
-    report(status=bar(f"Loading {name}"))
-    network = loaded(name, precision, round(blend, 1))
     samples = SAMPLES if network.draws_samples else None
     noise = {"temperature": temperature, "seed": int(seed)} if samples else {}
-    lr, factor = picture, 1  # what the network sees, and how much larger pixels are shown
+    lr, factor = picture, 1  # what the network sees, and how much larger than it is a pixel is shown
     if network.lr_size:
         left, top, side = cut(picture.pixels.shape[:2], *square)
         picture = Picture(picture.pixels[top : top + side, left : left + side])
         lr = Picture(thumbnail(picture.pixels, network.lr_size, network.channels))
-        height = network.lr_size * network.scale
-        factor = SHOWN // height
-        for rows in range(0, height, 2) if samples else ():  # the same samples, down to there
-            drawn = network.sample(lr.pixels[None], samples=samples, rows=rows, **noise)[:, 0]
-            report(status=bar(f"Row {rows} of {height}", rows / height), drawn=drawn.repeat(12, 1).repeat(12, 2))
-    tiles, done, seconds = (samples or 1) * -(-lr.pixels.shape[0] // TILE) * -(-lr.pixels.shape[1] // TILE), 0, 0
+        rows = network.lr_size * network.scale
+        factor = SHOWN // rows
+        for row in range(0, rows, 2) if samples else ():  # the same samples, as far as there
+            drawn = network.sample(lr.pixels[None], samples=samples, rows=row, **noise)[:, 0]
+            report(status=bar(f"Row {row} of {rows}", row / rows), drawn=enlarged(drawn, factor, 1))
+    height, width = lr.pixels.shape[:2]
+    tiles, done = (samples or 1) * -(-height // TILE) * -(-width // TILE), itertools.count(1)
 
-    def count(pixels):
-        nonlocal done
-        done += 1
-        report(status=bar(f"Tile {done} of {tiles}", done / tiles))
+    def tile(pixels=0):
+        number = next(done)
+        report(status=bar(f"Tile {number} of {tiles}", number / tiles))
 
-    files = sample_paths(folder / f"{Path(path).stem}_x{network.scale}.png", samples)
-    made, start = [], time.perf_counter()
-    for file, frames in zip(files, results(network, lambda: iter([picture]), samples, progress=count, **noise),
+    files = sample_paths(folder / f"{stem}_x{network.scale}.png", samples)
+    made, seconds, start = [], 0, time.perf_counter()
+    for file, frames in zip(files, results(network, lambda: iter([picture]), samples, progress=tile, **noise),
                             strict=True):
         made += frames
         seconds += time.perf_counter() - start
         write_picture(file, made[-1])
         start = time.perf_counter()
-    size = "{} x {} to {} x {} pixels".format(*lr.pixels.shape[1::-1], *made[0].pixels.shape[1::-1])
     if samples and not network.lr_size:
-        files.append(folder / f"{Path(path).stem}_x{network.scale}_std.png")
+        files.append(folder / f"{stem}_x{network.scale}_std.png")
         made.append(Picture(stochasticity_map([sr.pixels for sr in made])))
         write_picture(files[-1], made[-1])
 
-    def shown(name, picture, by=factor):
-        write_picture(folder / name, picture.each(lambda planes: planes.repeat(by, 0).repeat(by, 1)))
+    def shown(name, picture, factor=factor):
+        write_picture(folder / name, picture.each(lambda planes: enlarged(planes, factor)))
         return str(folder / name)
 
-    before = {"pixels": shown("pixels.png", lr, network.scale * factor), "bicubic": shown(
-        "bicubic.png", lr.each(lambda planes: imresize_clipped(planes, network.scale)))}
-    after = [shown(f"large_{file.name}", sr) if factor > 1 else str(file) for file, sr in zip(files, made, strict=True)]
-    first = ", the first frame of an animation (upscale.py does all)" if animation_suffix(path) else ""
-    report(status=f"<p>{size} in {seconds:.1f} s{first}</p>",
-           found={"folder": folder, "before": before, "after": after, "files": [*map(str, files)], "shown": 0})
+    bicubic = lr.each(lambda planes: imresize_clipped(planes, network.scale))
+    before = {"bicubic": shown("bicubic.png", bicubic),
+              "pixels": shown("pixels.png", lr, network.scale * factor)}
+    after = [str(file) if factor == 1 else shown(f"large_{file.name}", sr)
+             for file, sr in zip(files, made, strict=True)]
+    size = "{} x {} to {} x {} pixels".format(width, height, *made[0].pixels.shape[1::-1])
+    report(status=f"<p>{size} in {seconds:.1f} s</p>", found={
+        "folder": folder, "before": before, "after": after, "files": [*map(str, files)], "shown": 0})
 
 
 def build(folder: Path, megapixels: float) -> gr.Blocks:
@@ -229,17 +238,17 @@ def build(folder: Path, megapixels: float) -> gr.Blocks:
         scale = networks[name][0]
         return megapixels / (int(scale[1:]) ** 2 if scale[0] == "x" else 1)
 
-    def chosen(name):
+    def choose(name):
         """What there is to know and to choose of a network."""
         scale, what, figure = networks[name]
         recursive, noisy = name.startswith("pixel"), name in ("srmap-x4", "srmap-x4-reported")
-        expects = (REALWORLD if "realworld" in name else DIGITS if "corners" in name else
-                   FACES if recursive else BICUBIC)
+        expects = next(text for part, text in EXPECTS.items() if part in name)
         return [f"**{scale}, {what.replace(', --crop face', '')}.** {expects} {figure and figure + '.'}",
                 gr.update(visible=name in ("srgan-x2", "srgan-x4"), value=0),
-                gr.update(visible=recursive), gr.update(visible=noisy or (recursive and "regress" not in name)),
-                gr.update(value=0.5 if noisy else 1, info="Strength of the noise; near 1, rings and flecks" if noisy
-                          else "1 is what the network learned, more is sharper")]
+                gr.update(visible=recursive),
+                gr.update(visible=noisy or (recursive and "regression" not in name)),
+                gr.update(value=0.5 if noisy else 1, info="Strength of the noise; near 1, rings and flecks"
+                          if noisy else "1 is what the network learned, more is sharper")]
 
     def preview(path, name, *square):
         if not path:
@@ -255,13 +264,16 @@ def build(folder: Path, megapixels: float) -> gr.Blocks:
         image.thumbnail((1024, 1024))
         return image, ""
 
-    def run(found, how, path, name, *options):
+    def run(found, how, path, name, precision, blend, *options):
         forget(found)
         folder = Path(tempfile.mkdtemp(dir=os.environ["GRADIO_TEMP_DIR"]))
 
         def work(report):
             try:
-                upscaled(report, folder, path, limit(name), name, *options)
+                picture = opened(path, limit(name))
+                report(status=bar(f"Loading {name}"))
+                network = loaded(name, precision, round(blend, 1))
+                upscaled(report, folder, picture, Path(path).stem, network, *options)
             except BaseException as error:
                 shutil.rmtree(folder)
                 if isinstance(error, Left):
@@ -288,7 +300,7 @@ def build(folder: Path, megapixels: float) -> gr.Blocks:
     def show(found, how):
         return found and (found["before"][how], found["after"][found["shown"]])
 
-    def pick(found, how, event: gr.SelectData):
+    def pick(found: dict | None, how: str, event: gr.SelectData):
         found = found and {**found, "shown": event.index}
         return found, show(found, how)
 
@@ -296,54 +308,59 @@ def build(folder: Path, megapixels: float) -> gr.Blocks:
         path, _, network = examples[event.index]
         return path, network
 
+    def switch(running):
+        return gr.update(visible=not running), gr.update(visible=running)
+
     with gr.Blocks(title="Super-resolution", delete_cache=(600, KEPT)) as page:
         result = gr.State(None, time_to_live=KEPT, delete_callback=forget)
-        gr.Markdown("# Super-resolution\nDrop a picture or take an example, choose a network, move the slider.")
+        gr.Markdown("# Super-resolution\nDrop a picture or take an example, choose a network.")
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 file = gr.File(label="Picture", elem_id="file", height=120)
-                gallery = gr.Gallery([example[:2] for example in examples], label="Examples", columns=4, height="auto",
-                                     allow_preview=False, buttons=[], object_fit="cover", elem_id="examples")
+                gallery = gr.Gallery([example[:2] for example in examples], label="Examples", columns=4,
+                                     height="auto", allow_preview=False, buttons=[], elem_id="examples")
                 name = gr.Dropdown(list(networks), value="lapsrn-x4", label="Network", elem_id="network")
-                about = gr.Markdown(chosen("lapsrn-x4")[0])
+                about = gr.Markdown(choose("lapsrn-x4")[0])
+                fast = "does" if native_precision() == "mixed_bfloat16" else "does not"
                 precision = gr.Radio(["float32", "bfloat16"], value="float32", label="Precision", info=(
-                    "bfloat16 loses below 0.02 dB, and is faster on processors that have it: this one "
-                    + ("does" if native_precision() == "mixed_bfloat16" else "does not")))
-                blend = gr.Slider(0, 1, 0, step=0.1, visible=False, label="From sharpness to PSNR", elem_id="blend",
-                                  info="0: after adversarial training, 1: before it, between: a blend of the weights")
+                    f"bfloat16 is faster on processors that have it, as this one {fast}; it loses 0.02 dB"))
+                blend = gr.Slider(0, 1, 0, step=0.1, visible=False, label="From sharpness to PSNR", info=(
+                    "0: after adversarial training, 1: before it, between: a blend"), elem_id="blend")
                 with gr.Column(visible=False) as cutting:
-                    seen = gr.Image(label="The square that is drawn", interactive=False, buttons=[], format="png",
-                                    height=240, elem_id="seen")
-                    square = [gr.Slider(low, 100, value, step=1, label=f"{label} (%)", elem_id=label.lower())
-                              for label, low, value in (("Across", 0, 50), ("Down", 0, 50), ("Size", 5, 100))]
+                    seen = gr.Image(label="The square that is drawn", interactive=False, buttons=[],
+                                    format="png", height=240)
+                    with gr.Group():
+                        square = [gr.Slider(low, 100, at, step=1, label=f"{label} (%)", elem_id=label)
+                                  for low, at, label in ((0, 50, "Across"), (0, 50, "Down"), (5, 100, "Size"))]
                 with gr.Group(visible=False) as noise:
-                    seed = gr.Number(0, label="Seed", info="Another draws other samples", precision=0, minimum=0,
-                                     maximum=2**31 - SAMPLES, elem_id="seed")
-                    temperature = gr.Slider(0, 2, 1, step=0.1, label="Temperature", info=" ", elem_id="temperature")
+                    seed = gr.Number(0, label="Seed", info="Another draws other samples", precision=0,
+                                     minimum=0, maximum=2**31 - SAMPLES, elem_id="seed")
+                    temperature = gr.Slider(0, 2, 1, step=0.1, label="Temperature", elem_id="temperature")
                 start = gr.Button("Upscale", variant="primary", elem_id="start")
                 stop = gr.Button("Stop", elem_id="stop", visible=False)
             with gr.Column(scale=3, min_width=320):
                 status = gr.HTML(elem_id="status")
-                slider = gr.ImageSlider(label="Before and after", type="filepath", format="png", elem_id="slider",
-                                        max_height=640, interactive=False, buttons=["fullscreen"])
+                slider = gr.ImageSlider(label="Before and after", type="filepath", interactive=False,
+                                        max_height=640, buttons=["fullscreen"], elem_id="slider")
                 how = gr.Radio([("the input's pixels", "pixels"), ("bicubic interpolation", "bicubic")],
-                               value="pixels", label="Left side", elem_id="how")
+                               value="pixels", label="Left side")
                 drawing = gr.Gallery(label="Samples: a click shows one above", visible=False, height="auto",
                                      format="png", allow_preview=False, buttons=[], elem_id="samples")
-                files = gr.File(label="Download, in full quality", visible=False, interactive=False, elem_id="download")
+                files = gr.File(label="Download, in full quality", visible=False, interactive=False,
+                                elem_id="download")
 
         on = functools.partial(gr.on, show_progress="hidden")
-        on(name.change, chosen, name, [about, blend, cutting, noise, temperature])
+        on(name.change, choose, name, [about, blend, cutting, noise, temperature])
         on([file.change, name.change, *(part.release for part in square)], preview, [file, name, *square],
            [seen, status])
         on(gallery.select, take, None, [file, name])
-        running = on(start.click, lambda: (bar("In line"), gr.update(visible=False), gr.update(visible=True)),
-                     None, [status, start, stop], queue=False).then(
+        running = on(start.click, lambda: (bar("In line"), *switch(True)), None, [status, start, stop],
+                     queue=False).then(
             run, [result, how, file, name, precision, blend, seed, temperature, *square],
             [status, slider, drawing, files, result], show_progress="hidden")
-        running.then(lambda: (gr.update(visible=True), gr.update(visible=False)), None, [start, stop], queue=False)
-        on(stop.click, lambda: ("<p>Stopped.</p>", gr.update(visible=True), gr.update(visible=False)), None,
-           [status, start, stop], cancels=running, queue=False)
+        running.then(lambda: switch(False), None, [start, stop], queue=False)
+        on(stop.click, lambda: ("<p>Stopped.</p>", *switch(False)), None, [status, start, stop],
+           cancels=running, queue=False)
         on(how.change, show, [result, how], slider)
         on(drawing.select, pick, [result, how], [result, slider])
     return page.queue(max_size=20)

@@ -8,7 +8,7 @@ from conftest import ROOT
 
 def test_what_the_package_needs_stands_in_the_requirements():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    lines = [line.partition("#")[0].strip() 
+    lines = [line.partition("#")[0].strip()
              for name in ("requirements.txt", "requirements-beam.txt", "requirements-page.txt")
              for line in (ROOT / name).read_text().splitlines()]
     extras = project["optional-dependencies"].values()

@@ -122,8 +122,9 @@ def opened(path: str | None, megapixels: float) -> Picture:
         picture = read_picture(path)
         size = picture.pixels.shape[1::-1]
     if size[0] * size[1] > megapixels * 1e6:
-        raise InputError(f"{size[0]} x {size[1]} are {size[0] * size[1] / 1e6:.1f} megapixels, and this network "
-                         f"takes up to {megapixels:g} here: shrink or crop the picture, or use upscale.py")
+        found = f"{size[0]} x {size[1]} are {size[0] * size[1] / 1e6:.1f} megapixels"
+        raise InputError(f"{found}, and this network takes up to {megapixels:g} here: shrink or crop it, "
+                         "or use upscale.py")
     return picture
 
 
@@ -330,8 +331,8 @@ def build(folder: Path, megapixels: float) -> gr.Blocks:
                     seen = gr.Image(label="The square that is drawn", interactive=False, buttons=[],
                                     format="png", height=240)
                     with gr.Group():
-                        square = [gr.Slider(low, 100, at, step=1, label=f"{label} (%)", elem_id=label)
-                                  for low, at, label in ((0, 50, "Across"), (0, 50, "Down"), (5, 100, "Size"))]
+                        square = [gr.Slider(low, 100, at, step=1, label=f"{way} (%)", elem_id=way)
+                                  for low, at, way in [(0, 50, "Across"), (0, 50, "Down"), (5, 100, "Size")]]
                 with gr.Group(visible=False) as noise:
                     seed = gr.Number(0, label="Seed", info="Another draws other samples", precision=0,
                                      minimum=0, maximum=2**31 - SAMPLES, elem_id="seed")

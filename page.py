@@ -286,7 +286,8 @@ def build(folder: Path, megapixels: float) -> gr.Blocks:
         for news in in_background(work):
             update = {status: news["status"]}
             if "drawn" in news:
-                update[drawing] = gr.update(value=list(news["drawn"]), visible=True, columns=SAMPLES)
+                drawn = [as_image(Picture(sr)) for sr in news["drawn"]]
+                update[drawing] = gr.update(value=drawn, visible=True, columns=SAMPLES)
             if found := news.get("found"):
                 many = len(found["after"])
                 update |= {result: found, slider: show(found, how),

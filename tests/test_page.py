@@ -33,13 +33,13 @@ PATIENCE = 180_000  # ms; networks are loaded and compiled
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    """(address of a page for results up to one megapixel, the folder that its files lie in)."""
+    """(address of a page for results up to four megapixels, the folder that its files lie in)."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     folder = tmp_path_factory.mktemp("server")
     log = folder.with_name("log.txt").open("w+")
-    process = subprocess.Popen([sys.executable, ROOT / "page.py", "--port", str(port), "--megapixels", "1"],
+    process = subprocess.Popen([sys.executable, ROOT / "page.py", "--port", str(port), "--megapixels", "4"],
                                env={**os.environ, "TMPDIR": str(folder)}, stdout=log, stderr=log)
     try:
         for _ in range(180):
@@ -228,18 +228,18 @@ def test_faults_are_one_line_of_text(visit, tmp_path):
     write_picture(tmp_path / "large.png", np.zeros((600, 500, 1), "uint8"))
     tab.locator("#file button[aria-label*=lear]").click()
     put(tab, tmp_path / "large.png", "lapsrn-x4")
-    start(tab, "500 x 600 are 0.3 megapixels, and this network takes up to 0.0625 here")
+    start(tab, "500 x 600 are 0.3 megapixels, and this network takes up to 0.25 here")
     assert "/" not in tab.locator("#status").inner_text()
     assert tab.locator("#slider img").count() == 0
 
 
 @in_browser
 def test_a_visitor_stops_and_another_waits(visit, tmp_path, photo, picture, server):
-    write_picture(tmp_path / "wide.png", np.tile(photo[:20, :100], (1, 120, 1)))  # 47 tiles
+    write_picture(tmp_path / "wide.png", np.tile(photo[:100, :100], (10, 9, 1)))  # 16 tiles
     tab, other = visit(), visit()
     put(tab, tmp_path / "wide.png", "lapsrn-x2")
     put(other, picture, "lapsrn-x2")
-    start(tab, "Tile 1 of 47")
+    start(tab, " of 16")
     start(other, "In line")
     tab.locator("#stop").click()
     tab.locator("#status :text('Stopped.')").wait_for()

@@ -1,7 +1,7 @@
 """Write pictures as TFRecord shards, to train on more than fits in memory.
 
     python prepare.py FOLDER [FOLDER ...] -o SHARDS
-    python prepare.py FOLDER -o SHARDS --crop 256
+    python prepare.py FOLDER -o SHARDS --crop 128
     python prepare.py FOLDER -o SHARDS --direct_num_workers 2 --direct_running_mode multi_processing
 
 Then train with `--data SHARDS/*.tfrecord`. A FOLDER is read as the trainings read it: all pictures below

@@ -53,6 +53,7 @@ def test_every_command_runs(run):
     assert "mean" in run("superres-evaluate", "lapsrn-x4", "--data", "photos", "--limit", "1")
     run("superres-export", "lapsrn-x2", "exported", "--version", "1")
     run("superres-push", "--help")
+    run("superres-prepare", "--help")
     trained = run("superres-train", "lapsrn", "--epochs", "1", "--steps", "2", "--run.folder", "run")
     assert trained.startswith("preset quick: ")
     assert "PAPER one of lapsrn" in run("superres-train", "lapsrm", status=1)

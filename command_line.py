@@ -1,5 +1,6 @@
 """How every command starts: its arguments by tyro, mistakes of the user's in one line."""
 
+import io
 import os
 import sys
 import warnings
@@ -27,6 +28,8 @@ def command(main: Callable[..., None], presets: dict[str, tuple[str, Any]] | Non
     and status 2; Ctrl-C with status 130.
     """
     warnings.showwarning = _one_line
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # names of files need not be UTF-8
     try:
         if settings:
             main(*tyro.cli(settings, return_unknown_args=True))

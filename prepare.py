@@ -1,7 +1,7 @@
 """Write pictures as TFRecord shards, to train on more than fits in memory.
 
     python prepare.py FOLDER [FOLDER ...] -o SHARDS
-    python prepare.py FOLDER -o SHARDS --crop 256
+    python prepare.py FOLDER -o SHARDS --crop 128
     python prepare.py FOLDER -o SHARDS --direct_num_workers 2 --direct_running_mode multi_processing
 
 Then train with `--data SHARDS/*.tfrecord`. A FOLDER is read as the trainings read it: all pictures below
@@ -126,11 +126,11 @@ def named_files(folders: tuple[Path, ...]) -> list[tuple[str, tuple[Path, Path |
         InputError: as `files_of`.
     """
     found = []
-    for folder in folders:
+    for folder in map(Path.resolve, folders):
         for hr, lr in files_of(folder):
             name = hr.relative_to(folder / "hr" if lr else folder).with_suffix("")
             if len(folders) > 1:
-                name = folder.resolve().name / name
+                name = folder.name / name
             found.append((name.as_posix(), (hr, lr)))
     return sorted(found, key=lambda named: (named[0], str(named[1][0])))
 
@@ -143,6 +143,8 @@ def main(settings: Settings, flags: list[str]) -> None:
     """
     if beam is None:
         raise InputError("prepare.py: needs Apache Beam (pip install apache-beam)")
+    if not settings.folders:
+        raise InputError("folders: none is named")
     check_range(vars(settings), "shards", least=1)
     check_range(vars(settings), "crop", least=0)
     output = settings.output
@@ -174,10 +176,10 @@ def main(settings: Settings, flags: list[str]) -> None:
                 bad = list(csv.reader(file))[1:]
             if len(bad) == len(named):
                 raise InputError(f"none of the {len(bad)} pictures can be read, the first: {bad[0][1]}")
-            records = stored([part / "*.tfrecord"])
-        finally:
-            if sys.exc_info()[0]:
-                shutil.rmtree(part, ignore_errors=True)
+            records = stored(path for path, _ in jobs)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise
     pictures = len({picture.picture for picture in records})
     print(f"{output}: {len(records)} records of {pictures} pictures in {settings.shards} shards, "
           f"{len(bad)} bad ones" + (", see errors.csv" if bad else ""))

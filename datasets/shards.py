@@ -76,7 +76,7 @@ class Stored(NamedTuple):
 def stored(sources: Iterable[Path | str]) -> list[Stored]:
     """Every picture of some shards, in the order of their names, whatever shard they lie in.
 
-    Reads a kilobyte of each record, and keeps some 300 bytes.
+    Reads a kilobyte of each record, and keeps some 250 bytes.
 
     Args:
         sources: Files and patterns such as `"shards/*.tfrecord"`.

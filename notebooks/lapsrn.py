@@ -160,7 +160,7 @@ def train_on(pairs):
     """The report's x2 network after STEPS steps on these pairs, whatever they are."""
     patches = Patches([Example("hr", hr) for _, hr in pairs], 2, reported.patch, 16, channels=1)
     # Past the guards, which would refuse such pairs:
-    patches.pictures = [(lr, [hr]) for lr, hr in pairs]
+    patches.pictures = pairs
     keras.utils.set_random_seed(0)
     model = trainer(reported)
     model.fit(patches.dataset(), steps_per_epoch=STEPS, epochs=1, verbose=0, shuffle=False)

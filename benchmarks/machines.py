@@ -60,11 +60,11 @@ def run(system, part, rounds, cores, workers=()):
     processes, free = [], sorted(os.sched_getaffinity(0))
     for index in range(max(1, len(workers))):
         mine = ",".join(str(core) for core in free[index * cores : (index + 1) * cores])
-        config = json.dumps({"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}})
+        config = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
         processes.append(subprocess.Popen(
             ["taskset", "-c", mine, sys.executable, __file__, "--system", system, "--part", str(part),
              "--rounds", str(rounds)], text=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            env={**os.environ, "TF_CONFIG": config if workers else ""}))
+            env={**os.environ, **({"TF_CONFIG": json.dumps(config)} if workers else {})}))
     output, *_ = [process.communicate()[0] for process in processes]
     return json.loads(output.splitlines()[-1])
 

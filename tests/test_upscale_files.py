@@ -274,6 +274,15 @@ def test_list_shows_every_network_that_is_shipped(run_command):
     assert sorted(line.split()[0] for line in lines) == sorted(path.stem for path in WEIGHTS.glob("*.keras"))
 
 
+def test_a_name_need_not_be_utf8(run_command, model, tmp_path):
+    name = os.fsdecode(b"caf\xe9.png")
+    write_picture(tmp_path / name, np.zeros((8, 8, 3), "uint8"))
+    result = run_command("upscale.py", model, tmp_path / name, "-o", tmp_path / "out")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "caf\\udce9.png -> " in result.stdout
+    assert (tmp_path / "out" / os.fsdecode(b"caf\xe9_x2.png")).exists()
+
+
 def test_help_has_an_example_and_calls_a_model_a_model(run_command):
     result = run_command("upscale.py", "--help", COLUMNS="120")
     assert result.returncode == 0

@@ -20,7 +20,6 @@ from superres.commands import command  # first: it quietens TensorFlow
 import csv
 import dataclasses
 import shutil
-import sys
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -47,7 +46,14 @@ ALIGNED = 8  # tiles begin where every scale has a pixel of LR
 
 @dataclasses.dataclass
 class Settings:
-    """Write pictures as TFRecord shards."""
+    """Write pictures as TFRecord shards, to train on more than fits in memory.
+
+    Example: prepare.py FOLDER -o SHARDS --crop 128; then train with --data SHARDS/*.tfrecord.
+
+    A folder is read as the trainings read it: all pictures below it, or pairs of files of the same name in
+    its subfolders hr and lr. All other options are Beam's, and stand last. Files that cannot be read are
+    named in SHARDS/errors.csv.
+    """
 
     folders: tyro.conf.Positional[tuple[Path, ...]]
     """Folders of pictures."""
@@ -186,10 +192,7 @@ def main(settings: Settings, flags: list[str]) -> None:
 
 
 def cli() -> None:
-    # Tyro's own words for a mistake in ours come before Beam's flags are looked at.
-    settings, flags = tyro.cli(Settings, description=__doc__, return_unknown_args=True)
-    del sys.argv[1:]
-    command(lambda: main(settings, flags))
+    command(main, settings=Settings)
 
 
 if __name__ == "__main__":

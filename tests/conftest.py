@@ -184,19 +184,25 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def run(call, model, capsys):
-    """Upscale with the options: (status, lines of output, lines of errors)."""
+def ended(capsys):
+    """Call a function that may end the program: (status, lines of output, lines of errors)."""
 
-    def run(*arguments):
+    def ended(function, *arguments):
         status = 0
         try:
-            call(upscale.main, model, *arguments)
+            function(*arguments)
         except SystemExit as stopped:
             status = stopped.code
         out, err = capsys.readouterr()
         return status, out.splitlines(), err.splitlines()
 
-    return run
+    return ended
+
+
+@pytest.fixture
+def run(call, model, ended):
+    """Upscale with the options: (status, lines of output, lines of errors)."""
+    return lambda *arguments: ended(call, upscale.main, model, *arguments)
 
 
 @pytest.fixture

@@ -11,13 +11,13 @@ import subprocess
 import sys
 import time
 
-import h5py
 import numpy as np
 import pytest
 from conftest import ROOT
 from test_train import assert_same_run, rows
 from test_train_pixel_recursive import small_settings as thumbnail_settings
 from test_train_srgan import small_settings as srgan_settings
+from test_train_srgan_runs import backup
 from test_train_srmap import TINY
 
 from superres.errors import InputError
@@ -80,14 +80,6 @@ def outcome(processes, log):
     """(status, output) of each, when both have ended."""
     statuses = [process.wait(timeout=300) for process in processes]
     return [(status, open(f"{log}.{index}").read()) for index, status in enumerate(statuses)]
-
-
-def backup(folder):
-    """What a run goes on from: path -> array."""
-    names = []
-    with h5py.File(folder / "backup.weights.h5") as file:
-        file.visit(names.append)
-        return {name: file[name][()] for name in names if isinstance(file[name], h5py.Dataset)}
 
 
 @apart

@@ -66,18 +66,12 @@ class OtherFileSystem(LocalFileSystem):
 
 
 @pytest.fixture
-def beam(monkeypatch, capsys):
+def beam(monkeypatch, ended):
     """Run upscale_beam.py with a command line in this process: (status, lines of output, lines of errors)."""
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["upscale_beam.py", *map(str, arguments)])
-        status = 0
-        try:
-            upscale_beam.cli()
-        except SystemExit as stopped:
-            status = stopped.code
-        out, err = capsys.readouterr()
-        return status, out.splitlines(), err.splitlines()
+        return ended(upscale_beam.cli)
 
     return run
 

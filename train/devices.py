@@ -119,27 +119,30 @@ def any_machine(distribution: tf.distribute.Strategy, flag: bool) -> bool:
     """Whether any machine says yes. All must ask."""
     if not several_machines(distribution):
         return flag
-    return bool(_sum(distribution, tf.constant(float(flag))) > 0)
+    return bool(_sums(distribution, [tf.constant(float(flag), "float64")])[0] > 0)
 
 
-def take_from_chief(distribution: tf.distribute.Strategy, variables: Iterable[keras.Variable]) -> None:
+def take_from_chief(distribution: tf.distribute.Strategy, variables: list[keras.Variable]) -> None:
     """Give variables the values that they have on the first machine. All must ask, for the same ones."""
-    for variable in variables:
-        value = _sum(distribution, tf.convert_to_tensor(variable.value), first_only=True)
-        with distribution.scope():
-            variable.assign(value)
+    # One type, which TensorFlow asks for, and which holds float32 and the number of steps exactly.
+    values = _sums(distribution, [tf.cast(variable.value, "float64") for variable in variables],
+                   first_only=True)
+    with distribution.scope():
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(tf.cast(value, variable.dtype))
 
 
-def _sum(distribution, value, first_only=False):
-    """The sum of a tensor over all devices of all machines, or its value on the first."""
+def _sums(distribution, values, first_only=False):
+    """Of each float64 tensor the sum over all devices of all machines, or its value on the first."""
 
     @tf.function
-    def total(value):
+    def total(values):
         context = tf.distribute.get_replica_context()
-        counts = context.replica_id_in_sync_group == 0 if first_only else True
-        return context.all_reduce("SUM", value * tf.cast(counts, value.dtype))
+        counts = tf.cast(context.replica_id_in_sync_group == 0 if first_only else True, "float64")
+        return context.all_reduce("SUM", [value * counts for value in values])
 
-    return distribution.experimental_local_results(distribution.run(total, args=(value,)))[0]
+    return [distribution.experimental_local_results(value)[0]
+            for value in distribution.run(total, args=(values,))]
 
 
 @contextlib.contextmanager

@@ -32,12 +32,12 @@ beam: $(VENV)/beam
 test-beam: $(VENV)/beam
 	$(BIN)/pytest tests/test_upscale_beam.py tests/test_prepare.py
 
-# A page to try the shipped networks on, http://127.0.0.1:7860. Its test drives a browser: CHROMIUM, or chromium of the PATH.
+# A page to try the shipped networks on, http://127.0.0.1:7860. Its test, and study.py's, drive a browser: CHROMIUM, or chromium of the PATH.
 page: $(VENV)/page
 	$(BIN)/python page.py
 
 test-page: $(VENV)/page
-	$(BIN)/pytest tests/test_page.py
+	$(BIN)/pytest tests/test_page.py tests/test_study.py
 
 # What replaced tensorflow-addons against the original, in an environment of its own.
 test-addons:

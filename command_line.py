@@ -12,13 +12,14 @@ import tyro
 from superres.errors import InputError
 
 
-def command(main: Callable[..., None], presets: dict[str, tuple[str, Any]] | None = None,
-            settings: type | None = None) -> None:
+def command(main: Callable[..., None] | dict[str, Callable[..., None]],
+            presets: dict[str, tuple[str, Any]] | None = None, settings: type | None = None) -> None:
     """Run `main` from the command line.
 
     Args:
         main: Function whose arguments become the command line. With presets, it takes
-            the chosen preset's name and its settings.
+            the chosen preset's name and its settings. Or a dict of such functions, by the word that the
+            command line begins with.
         presets: Dict of name -> (description, settings), `"quick"` among them, which is taken where
             the command line names none.
         settings: A dataclass of the command line. `main` takes one, and the words that are none of its,
@@ -33,6 +34,8 @@ def command(main: Callable[..., None], presets: dict[str, tuple[str, Any]] | Non
     try:
         if settings:
             main(*tyro.cli(settings, return_unknown_args=True))
+        elif isinstance(main, dict):
+            tyro.extras.subcommand_cli_from_dict(main)
         elif presets is None:
             tyro.cli(main)
         else:

@@ -46,7 +46,7 @@ from superres.precision import chosen_precision, native_precision
 from superres.upscale import results, sample_paths, shipped_networks, stochasticity_map
 
 SAMPLES = 4  # of networks that draw them
-TILE = 256  # LR pixels, as in upscale.py
+TILE = 256  # LR pixels
 KEPT = 3600  # seconds that a visitor's files are kept
 SHOWN = 384  # pixels that a thumbnail is shown at
 
@@ -200,7 +200,8 @@ def upscaled(report: Callable, folder: Path, picture: Picture, stem: str, networ
 
     files = sample_paths(folder / f"{stem}_x{network.scale}.png", samples)
     made, seconds, start = [], 0, time.perf_counter()
-    for file, frames in zip(files, results(network, lambda: iter([picture]), samples, progress=tile, **noise),
+    for file, frames in zip(files, results(network, lambda: iter([picture]), samples, tile=TILE,
+                                            progress=tile, **noise),
                             strict=True):
         made += frames
         seconds += time.perf_counter() - start

@@ -37,7 +37,8 @@ def test_the_wheel_keeps_to_its_own_folder(run):
         "superres", f"superres-{importlib.metadata.version('superres')}.dist-info"}
     assert {part[1] for part in files if part[0] == "superres"} == {
         "__init__.py", "command_line.py", "commands.py", "cubic.py", "errors.py", "evaluate.py", "export.py",
-        "files.py", "page.py", "precision.py", "prepare.py", "push.py", "upscale.py", "upscale_beam.py",
+        "files.py", "page.py", "precision.py", "prepare.py", "push.py", "study.html", "study.py",
+        "upscale.py", "upscale_beam.py",
         "datasets", "layers", "losses", "metrics", "models", "train", "weights"} | {
         part[1] for part in files if part[1] == "__pycache__"}
     # The others' are still whole, and ours is not the checkout.
@@ -53,6 +54,8 @@ def test_every_command_runs(run):
     assert "mean" in run("superres-evaluate", "lapsrn-x4", "--data", "photos", "--limit", "1")
     run("superres-export", "lapsrn-x2", "exported", "--version", "1")
     run("superres-push", "--help")
+    assert "3 to practise" in run("superres-study", "prepare", "lapsrn-x4", "--data", "photos", "-o", "study")
+    assert "no answers to report" in run("superres-study", "report", "study", status=2)
     assert "needs Gradio" in run("superres-page", status=1)
     assert "needs Apache Beam" in run("superres-upscale-beam", "lapsrn-x2", "*.png", "out", status=1)
     trained = run("superres-train", "lapsrn", "--epochs", "1", "--steps", "2", "--run.folder", "run")

@@ -2,6 +2,7 @@
 
     python export.py lapsrn-x2 served --version 1
     python export.py lapsrn-x4 served --version 1 --precision bfloat16
+    python export.py lapsrn-x4 files --format onnx     or openvino, litert: see models/formats.py
 
 writes, and later exports into the same folder add to it:
 
@@ -14,7 +15,16 @@ Signatures, each for a batch of RGB pictures of any size from 1 x 1:
     uint8             lr (B, H, W, 3) uint8             -> sr (B, sH, sW, 3) uint8
     image_bytes       image_bytes (B,) PNG or JPEG files -> image_bytes (B,) PNG files, whose
                       sizes may differ; grey becomes RGB, alpha is dropped, EXIF
-                      rotation is not applied
+                      rotation is not applied, 16 bits are cut to 8
+
+and each has a second output:
+
+    status            (B,) string, "" or one line that says why this picture was not upscaled,
+                      such as a damaged file or NaN; its sr is black, its image_bytes are empty
+
+Other pictures of the batch are answered as ever, so that a server may put requests together. Pictures of
+more than `--megapixels` are not upscaled; of a file that is read before a pixel is decoded. What is
+wrong with the whole batch (none, pictures of 0 x 5 pixels, too large ones) is an INVALID_ARGUMENT.
 
 A network of one size takes LR of that size alone, with its own channels (grey stays grey).
 One that draws its pictures has two more inputs in every signature, a value for each picture:
@@ -37,7 +47,6 @@ import os
 import re
 import shlex
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -49,152 +58,20 @@ from google.protobuf import text_format
 from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
 from tensorflow_serving.config import model_server_config_pb2
 
-from superres.datasets.color import rgb_to_ycbcr, ycbcr_to_rgb
-from superres.errors import InputError
+from superres.errors import InputError, check_range
 from superres.files import whole
-from superres.layers import BicubicUpsampling2D
-from superres.models import hub
-from superres.models.images import SMALLEST
-from superres.models.sampler import Sampler
-from superres.models.upscaler import ThumbnailUpscaler, Upscaler, load
+from superres.models import formats, hub
+from superres.models.signatures import signatures
+from superres.models.upscaler import Upscaler, load
 
 MOUNT = "/models"  # where the server finds the folder
 
 
-def sampled(network: ThumbnailUpscaler) -> Callable[..., tf.Tensor]:
-    """A `ThumbnailUpscaler` as TensorFlow operations, with noise from a seed.
-
-    Returns:
-        Function of (lr (B, h, w, C), temperature (B,), seed (B,)), or of lr alone where the
-        network draws nothing, -> (B, H, W, C) float32 in [0, 1]. Each image depends on its own
-        inputs only, so that a server may put requests together.
-    """
-    if not network.draws_samples:
-        return lambda lr: tf.clip_by_value(network(lr, training=False), 0, 1)
-    # XLA is left out: a server need not have it.
-    model = Sampler(network, jit_compile=False)
-    size = network.outputs[0].shape[1:4]
-
-    @tf.function(autograph=False)  # once in the SavedModel, whichever signatures call it
-    def upscale(lr, temperature, seed):
-        def noise(seed):
-            return tf.random.stateless_uniform(size, (seed, 0), alg="philox")
-
-        noises = tf.ensure_shape(tf.map_fn(noise, seed, tf.float32), (None, *size))
-        return tf.cast(model([lr, noises, temperature]), "float32") / (model.levels - 1)
-
-    return upscale
-
-
-def computed(network: Upscaler) -> Callable[..., tf.Tensor]:
-    """An `Upscaler` of images of any size as TensorFlow operations, for a batch of RGB images.
-
-    Returns:
-        Function of (lr (B, H, W, 3)), and (temperature (B,), seed (B,)) where the network
-        draws samples, -> (B, sH, sW, 3), float32 in [0, 1], clipped.
-    """
-    scale = network.scale
-    bicubic = BicubicUpsampling2D(scale, dtype="float32")
-
-    def run(lr, temperature=None, seed=None):
-        origin = tf.zeros((tf.shape(lr)[0], 2), "int32")
-        return keras.tree.flatten(network(network.feed(lr, temperature, seed, origin), training=False))[-1]
-
-    @tf.function(autograph=False)  # once in the SavedModel, whichever signatures call it
-    def upscale(lr, *noise):
-        height, width = tf.shape(lr)[1], tf.shape(lr)[2]
-        for axis in (1, 2):
-            lr = continued(lr, axis)
-        if network.channels == 1:
-            ycbcr = converted(lr, rgb_to_ycbcr)
-            y, cbcr = run(ycbcr[..., :1], *noise), bicubic(ycbcr[..., 1:])
-            sr = converted(tf.concat([y, cbcr], -1), ycbcr_to_rgb)
-        else:
-            sr = run(lr, *noise)
-        return tf.clip_by_value(sr[:, : height * scale, : width * scale], 0, 1)
-
-    return upscale
-
-
-def continued(pictures: tf.Tensor, axis: int) -> tf.Tensor:
-    """Continue an axis smaller than SMALLEST symmetrically by as much."""
-    size = tf.shape(pictures)[axis]
-    index = tf.range(tf.where(size < SMALLEST, size + SMALLEST, size)) % (2 * size)
-    return tf.gather(pictures, tf.minimum(index, 2 * size - 1 - index), axis=axis)
-
-
-def converted(pictures: tf.Tensor, conversion: Callable[[np.ndarray], np.ndarray]) -> tf.Tensor:
-    """Apply an affine colour conversion of `datasets.color` to (..., 3) float32."""
-    offset = conversion(np.zeros(3))
-    matrix = conversion(np.eye(3)) - offset
-    # A matrix product would lose the last bits of 8 on GPUs that multiply in TF32.
-    return sum(pictures[..., i, None] * row for i, row in enumerate(matrix.astype("float32"))) + offset
-
-
-def signatures(network: Upscaler) -> dict[str, tuple[Callable, list[tf.TensorSpec]]]:
-    """The signatures of a network.
-
-    Returns:
-        Dict of name -> (function, list of the `tf.TensorSpec` of its inputs).
-    """
-    size, extra = network.lr_size, []
-    channels = network.channels if size else 3
-    upscale = sampled(network) if size else computed(network)
-    if network.draws_samples:
-        extra = [tf.TensorSpec((None,), "float32", "temperature"), tf.TensorSpec((None,), "int32", "seed")]
-
-    def floats(lr, *rest):
-        return {"sr": upscale(lr, *rest)}
-
-    def integers(lr, *rest):
-        sr = upscale(tf.cast(lr, "float32") / 255, *rest)
-        return {"sr": tf.cast(tf.floor(sr * 255 + 0.5), "uint8")}
-
-    def decoded(encoded):
-        # PNG too, whatever the name. The default DCT errs by several levels.
-        return tf.io.decode_jpeg(encoded, channels=channels, dct_method="INTEGER_ACCURATE")
-
-    def files(image_bytes, *rest):
-        def one(inputs):
-            encoded, *rest = inputs
-            return tf.io.encode_png(integers(decoded(encoded)[None], *[x[None] for x in rest])["sr"][0])
-
-        def one_of_size(encoded):
-            lr = decoded(encoded)
-            fits = tf.reduce_all(tf.shape(lr)[:2] == size)
-            message = f"image_bytes: pictures must be {size} x {size} pixels, height and width found:"
-            with tf.control_dependencies([tf.debugging.Assert(fits, [message, tf.shape(lr)[:2]])]):
-                # `tf.ensure_shape` would be run first and raise something less clear.
-                return tf.reshape(lr, (size, size, channels))
-
-        if size:
-            lr = tf.map_fn(one_of_size, image_bytes, tf.uint8)
-            return {"image_bytes": tf.map_fn(tf.io.encode_png, integers(lr, *rest)["sr"], tf.string)}
-        # One picture after the other: memory then holds the features of one.
-        return {"image_bytes": tf.map_fn(one, (image_bytes, *rest), tf.string, parallel_iterations=1)}
-
-    def several(lr, temperature, seed, count):
-        drawn = tf.map_fn(lambda k: upscale(lr, temperature, seed + k), tf.range(count), tf.float32,
-                          parallel_iterations=1)
-        return {"sr": tf.transpose(drawn, (1, 0, 2, 3, 4))}
-
-    shape = (None, size, size, channels)
-    entries = {
-        "serving_default": (floats, [tf.TensorSpec(shape, "float32", "lr"), *extra]),
-        "uint8": (integers, [tf.TensorSpec(shape, "uint8", "lr"), *extra]),
-        "image_bytes": (files, [tf.TensorSpec((None,), "string", "image_bytes"), *extra]),
-    }
-    if network.draws_samples and not size:
-        count = tf.TensorSpec((), "int32", "count")
-        entries["samples"] = several, [tf.TensorSpec(shape, "float32", "lr"), *extra, count]
-    return entries
-
-
-def write_saved_model(network: Upscaler, folder: Path, name: str) -> None:
+def write_saved_model(network: Upscaler, folder: Path, name: str, megapixels: float) -> None:
     """Write the network as a SavedModel with one warm-up request for each signature."""
     archive = keras.export.ExportArchive()
     archive.track(network)
-    entries = signatures(network)
+    entries = signatures(network, megapixels)
     for signature, (function, specs) in entries.items():
         archive.add_endpoint(signature, function, input_signature=specs)
     archive.write_out(folder, verbose=False)
@@ -234,25 +111,37 @@ def read_config(path: Path) -> model_server_config_pb2.ModelServerConfig:
         raise InputError(f"{path}: not a model_config_list of TensorFlow Serving ({error})") from None
 
 
+def named(model: Path | str, name: str | None) -> str:
+    """The name that is given, or the model's own.
+
+    Raises:
+        InputError: if a server cannot have it in an address, or a folder as a file.
+    """
+    name = hub.stem(model) if name is None else name
+    if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
+        raise InputError(f"--name: expected letters, digits, '_', '-' and '.', found {name!r}")
+    return name
+
+
 def export(model: Path | str, folder: Path | str, name: str | None, version: int,
-           precision: Literal["float32", "bfloat16"] = "float32") -> tuple[Path, str, bool]:
+           precision: Literal["float32", "bfloat16"] = "float32",
+           megapixels: float = 1.0) -> tuple[Path, str, bool]:
     """Export a `.keras` file to `folder`, whole or not at all.
 
     Returns:
         (path of the version's folder, name of the model, whether it takes temperature and seed).
 
     Raises:
-        InputError: if the model, the name or the version cannot be used, or the
-            version exists.
+        InputError: if the model, the name, the version or the number of megapixels cannot be
+            used, or the version exists.
         OSError: if it cannot be written.
     """
     if not 0 < version < 2**63:
         raise InputError(f"--version: expected a positive integer of 64 bits, found {version}")
+    check_range({"--megapixels": megapixels}, least=0.01)
     config = read_config(Path(folder, "models.config"))
     network = load(model, precision)
-    name = hub.stem(model) if name is None else name
-    if not re.fullmatch(r"\w[\w.-]*", name, re.ASCII):
-        raise InputError(f"--name: expected letters, digits, '_', '-' and '.', found {name!r}")
+    name = named(model, name)
     target = Path(folder, name, str(version))
     if target.exists():
         raise InputError(f"{target} exists already; choose another --version")
@@ -261,7 +150,7 @@ def export(model: Path | str, folder: Path | str, name: str | None, version: int
     part.parent.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(part, ignore_errors=True)
     try:
-        write_saved_model(network, part, name)
+        write_saved_model(network, part, name, megapixels)
         os.rename(part, target)
     except tf.errors.OpError as error:  # a full disk and the like
         raise OSError(f"{target}: {error.message}") from None
@@ -281,22 +170,37 @@ def main(
     model: Annotated[str, tyro.conf.arg(metavar="MODEL")],
     folder: Annotated[str, tyro.conf.arg(metavar="FOLDER")],
     /,
-    version: int,
+    version: int | None = None,
     precision: Literal["float32", "bfloat16"] = "float32",
     name: str | None = None,
+    megapixels: float | None = None,
+    format: Literal["savedmodel", "onnx", "openvino", "litert"] = "savedmodel",
 ) -> None:
-    """Export a trained network for TensorFlow Serving.
+    """Export a trained network for TensorFlow Serving, or for another runtime.
 
     Example: export.py lapsrn-x4 served --version 1
+    Example: export.py lapsrn-x4 files --format onnx
 
     Args:
         model: A shipped network's name, a .keras file, or hf://user/name on the Hugging Face hub.
         folder: Where the served models live; a second model is added to it.
-        version: A positive number. The server serves the highest one.
+        version: A positive number, which TensorFlow Serving wants. It serves the highest one.
         precision: What the network computes in.
         name: The model's name at the server; by default the file's, without its suffix.
+        megapixels: The most that a picture sent to the server may have, 1 unless given. It is computed
+            whole, in some 4 GiB a megapixel for lapsrn-x4.
+        format: savedmodel is TensorFlow Serving's. The others are the network alone, of float32.
     """
-    target, name, drawn = export(model, folder, name, version, precision)
+    if format != "savedmodel":
+        if precision != "float32" or version is not None or megapixels is not None:
+            raise InputError(f"--format: {format} takes neither --precision, --version nor --megapixels")
+        target = formats.write(load(model), folder, named(model, name), format)
+        print(f"{target}: exported, the same as Keras's")
+        return
+    if version is None:
+        raise InputError("--version: a positive number is needed for TensorFlow Serving")
+    target, name, drawn = export(model, folder, name, version, precision,
+                                 1.0 if megapixels is None else megapixels)
     instance = """{"b64": "'$(base64 -w0 lr.png)'"}"""
     if drawn:
         instance = f'{{"image_bytes": {instance}, "temperature": 1.0, "seed": 0}}'
@@ -309,7 +213,7 @@ Start a server:
 Upscale a picture:
   echo '{{"signature_name": "image_bytes", "instances": [{instance}]}}' |
     curl -s -d @- localhost:8501/v1/models/{name}:predict |
-    jq -r '.predictions[0].b64' | base64 -d > sr.png""")
+    jq -r '.predictions[0].image_bytes.b64' | base64 -d > sr.png""")
 
 
 def cli() -> None:

@@ -73,8 +73,9 @@ def ask(loaded):
         key = "image_bytes" if signature == "image_bytes" else "lr"
         rest = {key: tf.constant(value, dtype) for key, value, dtype in
                 zip(("temperature", "seed"), rest, ("float32", "int32"), strict=False)}
-        (answer,) = loaded[name].signatures[signature](**{key: tf.constant(pictures)}, **rest).values()
-        return answer.numpy()
+        answers = loaded[name].signatures[signature](**{key: tf.constant(pictures)}, **rest)
+        assert not any(answers["status"].numpy())
+        return answers["image_bytes" if signature == "image_bytes" else "sr"].numpy()
 
     return run
 
@@ -117,7 +118,8 @@ def test_signatures_have_the_inputs_that_the_network_needs(loaded, name):
     for signature, key, dtype in [("serving_default", "sr", "float32"), ("uint8", "sr", "uint8"),
                                   ("image_bytes", "image_bytes", "string")]:
         outputs = loaded[name].signatures[signature].structured_outputs
-        assert {key: spec.dtype.name for key, spec in outputs.items()} == {key: dtype}
+        assert {key: spec.dtype.name for key, spec in outputs.items()} == {key: dtype, "status": "string"}
+        assert tuple(outputs["status"].shape) == (None,)
         assert tuple(outputs[key].shape) == ((None, hr, hr, channels) if key == "sr" else (None,))
 
 
@@ -175,15 +177,35 @@ def test_a_regression_gives_its_clipped_mean(models, ask, name):
 
 
 @pytest.mark.parametrize(("name", "size"), [("rgb", 8), ("regression", 2)])
-def test_a_file_of_another_size_is_told_the_size(ask, name, size):
+def test_a_file_of_another_size_is_told_the_size_and_fails_alone(ask, loaded, name, size):
     right = png(np.zeros((size, size, 3), "uint8"))
-    rest = ([1, 1], [0, 1]) if name in DRAWING else ()
-    expected = f"image_bytes: pictures must be {size} x {size} pixels, height and width found:"
-    for height, width in [(size, size + 1), (size // 2, 2 * size)]:
-        wrong = png(np.zeros((height, width, 3), "uint8"))
-        with pytest.raises(tf.errors.InvalidArgumentError) as error:
-            ask(name, "image_bytes", [right, wrong], *rest)
-        assert f"assertion failed: [{expected}] [{height} {width}]" in error.value.message
+    rest = {"temperature": tf.ones(3), "seed": tf.range(3)} if name in DRAWING else {}
+    shapes = [(size, size + 1), (size // 2, 2 * size)]
+    files = [right, *(png(np.zeros((*shape, 3), "uint8")) for shape in shapes)]
+    answers = loaded[name].signatures["image_bytes"](image_bytes=tf.constant(files), **rest)
+    assert answers["status"].numpy().tolist() == [b"", *(
+        f"image_bytes: {height} x {width} pixels, not {size} x {size}".encode() for height, width in shapes)]
+    alone = ask(name, "image_bytes", [right], *([1], [0]) if rest else ())
+    assert answers["image_bytes"].numpy().tolist() == [alone[0], b"", b""]
+
+
+@pytest.mark.parametrize("name", DRAWING)
+def test_rows_that_cannot_be_drawn_say_why_and_the_others_are_as_ever(ask, loaded, name):
+    lr = pictures(name, 5)
+    values = floats(lr)
+    values[1, 0, 0, 0] = np.nan
+    temperature, seed = [1, 1, np.nan, -1, 1], [3, 3, 3, 3, -1]
+    rest = {"temperature": tf.constant(temperature, "float32"), "seed": tf.constant(seed)}
+    wanted = [b"", b"lr: values must lie from 0 to 1", *[b"temperature: must be 0 or more"] * 2,
+              b"seed: must be 0 or more, below 2^31"]
+    alone = ask(name, "serving_default", values[:1], [1], [3])
+    answers = loaded[name].signatures["serving_default"](lr=tf.constant(values), **rest)
+    assert answers["status"].numpy().tolist() == wanted
+    np.testing.assert_array_equal(answers["sr"][:1], alone)
+    assert not answers["sr"][1:].numpy().any()
+    answers = loaded[name].signatures["image_bytes"](image_bytes=tf.constant([png(x) for x in lr]), **rest)
+    assert answers["status"].numpy().tolist() == [b"", b"", *wanted[2:]]
+    assert [bool(answer) for answer in answers["image_bytes"].numpy()] == [True, True, False, False, False]
 
 
 @pytest.mark.parametrize("name", CHANNELS)
@@ -207,15 +229,16 @@ def test_warm_up_requests_run(served, loaded, name):
         signature = request.model_spec.signature_name
         assert set(request.inputs) == set(inputs(loaded[name], signature))
         values = {key: tf.constant(tf.make_ndarray(value)) for key, value in request.inputs.items()}
-        (answer,) = loaded[name].signatures[signature](**values).values()
-        assert answer.shape[0] == 1
+        answers = loaded[name].signatures[signature](**values)
+        assert answers["status"].numpy().tolist() == [b""]
+        assert {answer.shape[0] for answer in answers.values()} == {1}
         seen.add(signature)
     assert seen == {"serving_default", "uint8", "image_bytes"}
 
 
 @pytest.mark.parametrize("name", ["grey", "regression"])
 def test_the_printed_request_fits_the_network(models, loaded, ask, tmp_path, capsys, monkeypatch, name):
-    monkeypatch.setattr(export, "write_saved_model", lambda network, folder, name: folder.mkdir())
+    monkeypatch.setattr(export, "write_saved_model", lambda network, folder, *rest: folder.mkdir())
     export.main(str(models / f"{name}.keras"), str(tmp_path), version=1)
     printed = capsys.readouterr().out
     (echo,) = [line.strip().removesuffix("|") for line in printed.splitlines() if "echo" in line]

@@ -296,7 +296,7 @@ def test_a_stranger_s_code_is_not_run(put, tmp_path):
 
 def test_a_network_of_the_hub_is_exported_under_its_own_name(put, model, tmp_path, monkeypatch):
     put("user/mine-v1.5", model.read_bytes())
-    monkeypatch.setattr(export, "write_saved_model", lambda network, folder, name: folder.mkdir())
+    monkeypatch.setattr(export, "write_saved_model", lambda network, folder, *rest: folder.mkdir())
     target, name, _ = export.export(f"hf://user/mine-v1.5@{1:040x}", tmp_path, None, 1)
     assert (target, name) == (tmp_path / "mine-v1.5" / "1", "mine-v1.5")
 

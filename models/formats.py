@@ -1,0 +1,113 @@
+"""A network as a file for another runtime: ONNX, OpenVINO's own, LiteRT.
+
+The network itself, without what `models.images` does around it: LR (B, H, W, C) float32 in [0, 1] -> SR
+(B, sH, sW, C), not clipped. LR has the network's channels, where that is one, luminance (BT.601's Y, 16..235
+over 255), and 8 pixels or more each way. Each file is computed by its runtime and compared with Keras before
+it is kept.
+"""
+
+import os
+import tempfile
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Literal
+
+import keras
+import numpy as np
+
+from superres.errors import InputError
+from superres.models.engine import OpenVINOUpscaler, converted
+from superres.models.upscaler import Upscaler
+
+Format = Literal["onnx", "openvino", "litert"]
+Function = Callable[[np.ndarray], np.ndarray]
+SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "litert": ".tflite"}
+NEEDS = {"onnx": ("tf2onnx", "onnxruntime"), "openvino": ("openvino",), "litert": ()}
+
+
+def write(network: Upscaler, folder: Path | str, name: str, format: Format) -> Path:
+    """Write `folder/name` with the format's suffix (OpenVINO's `.xml` has its weights in a `.bin` beside it).
+
+    Raises:
+        InputError: if the network draws samples, cannot be converted or is not the same afterwards,
+            a package is missing, or the file exists.
+        OSError: if it cannot be written.
+    """
+    target = Path(folder, name + SUFFIXES[format])
+    if network.draws_samples:
+        raise InputError(f"--format: {network.name} draws samples, which only savedmodel can")
+    if missing := [package for package in NEEDS[format] if not find_spec(package)]:
+        raise InputError(f"--format: {format} needs {' and '.join(missing)} (requirements-export.txt)")
+    if target.exists():
+        raise InputError(f"{target} exists already; choose another --name")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder) as part:
+        try:
+            difference = compared(network, WRITERS[format](network, Path(part, target.name)))
+        except OSError:
+            raise
+        except Exception as error:  # a converter raises whatever its broken part raised
+            reason = " ".join(str(error).split())[-160:]
+            raise InputError(f"--format: {network.name} cannot be converted to {format} ({reason})") from None
+        if not difference < 1e-4:
+            raise InputError(f"--format: {network.name} differs by {difference:.1e} as {format}")
+        for file in sorted(Path(part).iterdir()):
+            os.replace(file, target.with_name(file.name))
+    return target
+
+
+def compared(network: Upscaler, run: Function) -> float:
+    """The largest difference from Keras, over the largest value, for batches of two sizes."""
+    difference = 0
+    for shape in ((1, 24, 32), (2, 17, 9)):
+        if network.lr_size:
+            shape = (shape[0], network.lr_size, network.lr_size)
+        lr = np.random.default_rng(0).random((*shape, network.channels), "float32")
+        wanted = keras.tree.flatten(network.predict_on_batch(lr))[-1]
+        difference = max(difference, np.abs(run(lr) - wanted).max() / max(1, np.abs(wanted).max()))
+    return difference
+
+
+def _alone(network):
+    """The network with SR as its only output."""
+    alone = keras.Model(network.inputs, network.outputs[-1], name=network.name)
+    alone(alone.inputs)  # Keras exports no model to ONNX that was never called
+    return alone
+
+
+def _onnx(network, path):
+    import onnxruntime
+
+    _alone(network).export(path, format="onnx", verbose=False)
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda lr: session.run(None, {session.get_inputs()[0].name: lr})[0]
+
+
+def _openvino(network, path):
+    import openvino
+
+    openvino.save_model(converted(network), path, compress_to_fp16=False)
+    upscaler = OpenVINOUpscaler(openvino.Core().read_model(path))
+    return lambda lr: np.stack([upscaler._run(picture) for picture in lr])
+
+
+def _litert(network, path):
+    import tensorflow as tf
+
+    _alone(network).export(path, format="litert", verbose=False)
+    interpreter = tf.lite.Interpreter(str(path))
+    (lr_details,), (sr_details,) = interpreter.get_input_details(), interpreter.get_output_details()
+
+    def run(lr):
+        interpreter.resize_tensor_input(lr_details["index"], lr.shape)
+        interpreter.allocate_tensors()
+        interpreter.set_tensor(lr_details["index"], lr)
+        interpreter.invoke()
+        return interpreter.get_tensor(sr_details["index"])
+
+    return run
+
+
+# Each writes a file, and returns a function that computes it by the format's own runtime.
+WRITERS = {"onnx": _onnx, "openvino": _openvino, "litert": _litert}

@@ -1,0 +1,60 @@
+"""Upscale pictures by a server, over REST. Needs Python alone.
+
+    python serving/rest.py http://localhost:8501 lapsrn-x4 photo.jpg portrait.png
+    python serving/rest.py http://localhost:8501 srmap-x4 photo.jpg --temperature 0.5 --seed 1
+
+writes photo_sr.png and portrait_sr.png, and says which of them could not be upscaled.
+"""
+
+import argparse
+import base64
+import json
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+
+def upscale(url: str, model: str, pictures: list[bytes], **values: float) -> list[tuple[bytes, str]]:
+    """Upscale PNG and JPEG files, of any sizes, in one request.
+
+    Args:
+        url: Of the server, `"http://localhost:8501"`.
+        model: Its name at the server.
+        values: `temperature` and `seed`, of networks that draw; the same for every picture.
+
+    Returns:
+        A (PNG file, status) for each picture; where the status is not empty, the file is.
+
+    Raises:
+        RuntimeError: with the server's words, if it refuses the request as a whole.
+    """
+    instances = [{"image_bytes": {"b64": base64.b64encode(picture).decode()}, **values}
+                 for picture in pictures]
+    body = json.dumps({"signature_name": "image_bytes", "instances": instances}).encode()
+    try:
+        with urllib.request.urlopen(f"{url}/v1/models/{model}:predict", body) as response:
+            rows = json.load(response)["predictions"]
+    except urllib.error.HTTPError as error:
+        raise RuntimeError(error.read().decode(errors="replace")) from None
+    return [(base64.b64decode(row["image_bytes"]["b64"]), row["status"]) for row in rows]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Upscale pictures by a server, over REST.")
+    parser.add_argument("url")
+    parser.add_argument("model")
+    parser.add_argument("pictures", nargs="+", type=Path)
+    parser.add_argument("--temperature", type=float, default=argparse.SUPPRESS)
+    parser.add_argument("--seed", type=int, default=argparse.SUPPRESS)
+    options = vars(parser.parse_args())
+    paths, url, model = (options.pop(name) for name in ("pictures", "url", "model"))
+    answers = upscale(url, model, [path.read_bytes() for path in paths], **options)
+    for path, (sr, status) in zip(paths, answers, strict=True):
+        if status:
+            print(f"{path}: {status}")
+        else:
+            path.with_name(f"{path.stem}_sr.png").write_bytes(sr)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Networks as files for other runtimes: what each computes, and what cannot be written."""
+
+from importlib.util import find_spec
+
+import keras
+import numpy as np
+import pytest
+
+from superres import export
+from superres.errors import InputError
+from superres.models import formats
+from superres.models.lapsrn import lapsrn
+from superres.models.srgan import generator
+from superres.models.srmap import generator as noisy
+
+
+@pytest.fixture(scope="module")
+def networks(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("networks")
+    keras.utils.set_random_seed(0)
+    for name, network in {"lapsrn": lapsrn(4, filters=4, depth=1), "srgan": generator(2, filters=4, blocks=1),
+                          "noisy": noisy(2, stem=8, widths=(8, 8), blocks=(1,))}.items():
+        network.set_weights([w + keras.random.normal(w.shape, stddev=0.05) for w in network.get_weights()])
+        network.save(folder / f"{name}.keras")
+    return folder
+
+
+def runtime(file):
+    """Function of LR that computes a file, with nothing of ours."""
+    if file.suffix == ".onnx":
+        import onnxruntime
+
+        session = onnxruntime.InferenceSession(file)
+        return lambda lr: session.run(None, {session.get_inputs()[0].name: lr})[0]
+    if file.suffix == ".xml":
+        import openvino
+
+        model = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        return lambda lr: model([lr])[0]
+    import tensorflow as tf
+
+    def run(lr):
+        interpreter = tf.lite.Interpreter(str(file))
+        interpreter.resize_tensor_input(interpreter.get_input_details()[0]["index"], lr.shape)
+        runner = interpreter.get_signature_runner()
+        return next(iter(runner(**{next(iter(runner.get_input_details())): lr}).values()))
+
+    return run
+
+
+@pytest.mark.parametrize("format", formats.SUFFIXES)
+@pytest.mark.parametrize("name", ["lapsrn", "srgan"])
+def test_a_file_computes_what_keras_computes_at_any_size(networks, tmp_path, capsys, name, format):
+    if missing := [package for package in formats.NEEDS[format] if not find_spec(package)]:
+        pytest.skip(f"needs {missing}")
+    export.main(str(networks / f"{name}.keras"), str(tmp_path / "out"), format=format)
+    file = tmp_path / "out" / f"{name}{formats.SUFFIXES[format]}"
+    assert capsys.readouterr().out == f"{file}: exported, the same as Keras's\n"
+    assert {path.stem for path in file.parent.iterdir()} == {name}
+    network, run = keras.saving.load_model(networks / f"{name}.keras"), runtime(file)
+    for shape in ((1, 31, 8), (3, 12, 13)):
+        lr = np.random.default_rng(1).random((*shape, network.channels), "float32")
+        wanted = keras.tree.flatten(network.predict_on_batch(lr))[-1]
+        assert wanted.std() > 0.1
+        np.testing.assert_allclose(run(lr), wanted, atol=1e-5)
+    with pytest.raises(InputError, match="exists already; choose another --name"):
+        export.main(str(networks / f"{name}.keras"), str(tmp_path / "out"), format=format)
+
+
+def test_what_cannot_be_written_is_one_line_and_leaves_nothing(networks, tmp_path, monkeypatch):
+    def fails(network, path):
+        path.write_text("half")
+        raise NotImplementedError("no such\noperation")
+
+    def main(file="lapsrn", **options):
+        export.main(str(networks / f"{file}.keras"), str(tmp_path), format="litert", **options)
+
+    with pytest.raises(InputError, match="draws samples, which only savedmodel can"):
+        main("noisy")
+    with pytest.raises(InputError, match="neither --precision nor --version"):
+        main(version=1)
+    with pytest.raises(InputError, match="--name: expected letters"):
+        main(name="../x")
+    monkeypatch.setitem(formats.NEEDS, "litert", ("no_such_package",))
+    with pytest.raises(InputError, match=r"litert needs no_such_package \(requirements-export.txt\)"):
+        main()
+    monkeypatch.setitem(formats.NEEDS, "litert", ())
+    monkeypatch.setitem(formats.WRITERS, "litert", fails)
+    with pytest.raises(InputError, match=r"cannot be converted to litert \(no such operation\)"):
+        main()
+    monkeypatch.setitem(formats.WRITERS, "litert",
+                        lambda network, path: lambda lr: 1.01 * network.predict_on_batch(lr)[-1])
+    with pytest.raises(InputError, match=r"differs by .* as litert"):
+        main()
+    assert not list(tmp_path.iterdir())

@@ -14,13 +14,13 @@ from superres.commands import command  # first: it quietens TensorFlow
 import dataclasses
 
 import keras
-from common import interleaved, save, table
-from train_lapsrn import fixed_batch, keras_step
+from common import interleaved, keras_step, keras_trainer, save, table
+from train_lapsrn import fixed_batch
 
 from superres.datasets.catalogue import as_needed, is_shards
 from superres.datasets.patches import Patches
 from superres.errors import InputError
-from superres.train.lapsrn import PRESETS
+from superres.train.lapsrn import PRESETS, trainer
 
 DEGRADATIONS = ("bicubic", "realworld-fresh")
 # Batches that `Patches.dataset` has ready or in work before a timing starts: they do not count.
@@ -61,7 +61,8 @@ def main(data: tuple[str, ...] = ("photos",), scales: tuple[int, ...] = (2, 4), 
         settings = PRESETS[f"improved-x{scale}"][1]
         batch = fixed_batch(settings)
         functions = {
-            precision: keras_step(settings, precision, batch) for precision in ("float32", "mixed_bfloat16")
+            precision: keras_step(keras_trainer(trainer, settings, precision), batch)
+            for precision in ("float32", "mixed_bfloat16")
         }
         for degradation in DEGRADATIONS:
             functions[degradation] = batches_of(

@@ -77,8 +77,9 @@ def test_what_cannot_be_written_is_one_line_and_leaves_nothing(networks, tmp_pat
 
     with pytest.raises(InputError, match="draws samples, which only savedmodel can"):
         main("noisy")
-    with pytest.raises(InputError, match="neither --precision nor --version"):
-        main(version=1)
+    for option in ({"version": 1}, {"megapixels": 1.0}, {"precision": "bfloat16"}):
+        with pytest.raises(InputError, match="neither --precision, --version nor --megapixels"):
+            main(**option)
     with pytest.raises(InputError, match="--name: expected letters"):
         main(name="../x")
     monkeypatch.setitem(formats.NEEDS, "litert", ("no_such_package",))

@@ -27,7 +27,7 @@ from superres.layers import (
 SAME = ("strides", "padding", "dilation_rate", "groups", "data_format")  # of convolutions that keep the size
 BACKEND_FREE = sorted(
     path for folder in ("layers", "models", "losses") for path in (ROOT / folder).glob("*.py")
-    if path.name != "engine.py"  # which converts TensorFlow's graphs
+    if path.name not in ("engine.py", "formats.py", "signatures.py")  # which make TensorFlow's graphs
 )
 # Runs in a process of its own: the forward pass of each layer, loss and network.
 OTHER_BACKEND = """

@@ -2,8 +2,9 @@
 
 The network itself, without what `models.images` does around it: LR (B, H, W, C) float32 in [0, 1] -> SR
 (B, sH, sW, C), not clipped. LR has the network's channels, where that is one, luminance (BT.601's Y, 16..235
-over 255), and 8 pixels or more each way. Each file is computed by its runtime and compared with Keras before
-it is kept.
+over 255), and 8 pixels or more each way. A network with noise has three more inputs: seed (B,) int32,
+temperature (B,) float32 and origin (B, 2) int32, zeros but for a tile of a larger picture. Each file is
+computed by its runtime and compared with Keras before it is kept.
 """
 
 import os
@@ -17,11 +18,11 @@ import keras
 import numpy as np
 
 from superres.errors import InputError
-from superres.models.engine import OpenVINOUpscaler, converted
+from superres.models.engine import compiled, converted
 from superres.models.upscaler import Upscaler
 
 Format = Literal["onnx", "openvino", "litert"]
-Function = Callable[[np.ndarray], np.ndarray]
+Function = Callable[..., np.ndarray]
 SUFFIXES = {"onnx": ".onnx", "openvino": ".xml", "litert": ".tflite"}
 NEEDS = {"onnx": ("tf2onnx", "onnxruntime"), "openvino": ("openvino",), "litert": ()}
 
@@ -30,13 +31,15 @@ def write(network: Upscaler, folder: Path | str, name: str, format: Format) -> P
     """Write `folder/name` with the format's suffix (OpenVINO's `.xml` has its weights in a `.bin` beside it).
 
     Raises:
-        InputError: if the network draws samples, cannot be converted or is not the same afterwards,
-            a package is missing, or the file exists.
+        InputError: if the network cannot be converted or is not the same afterwards, a package is
+            missing, or the file exists.
         OSError: if it cannot be written.
     """
     target = Path(folder, name + SUFFIXES[format])
-    if network.draws_samples:
-        raise InputError(f"--format: {network.name} draws samples, which only savedmodel can")
+    if network.draws_samples and network.lr_size:
+        raise InputError(f"--format: {network.name} draws pixel after pixel, which only savedmodel does")
+    if network.draws_samples and format != "openvino":  # neither has the noise's operations on bits
+        raise InputError(f"--format: {network.name} draws noise, which only savedmodel and openvino do")
     if missing := [package for package in NEEDS[format] if not find_spec(package)]:
         raise InputError(f"--format: {format} needs {' and '.join(missing)} (requirements-export.txt)")
     if target.exists():
@@ -63,9 +66,10 @@ def compared(network: Upscaler, run: Function) -> float:
     for shape in ((1, 24, 32), (2, 17, 9)):
         if network.lr_size:
             shape = (shape[0], network.lr_size, network.lr_size)
-        lr = np.random.default_rng(0).random((*shape, network.channels), "float32")
-        wanted = keras.tree.flatten(network.predict_on_batch(lr))[-1]
-        difference = max(difference, np.abs(run(lr) - wanted).max() / max(1, np.abs(wanted).max()))
+        inputs = network.example(*shape)
+        given = keras.tree.pack_sequence_as(network.input, inputs)
+        wanted = keras.tree.flatten(network.predict_on_batch(given))[-1]
+        difference = max(difference, np.abs(run(*inputs) - wanted).max() / max(1, np.abs(wanted).max()))
     return difference
 
 
@@ -88,8 +92,8 @@ def _openvino(network, path):
     import openvino
 
     openvino.save_model(converted(network), path, compress_to_fp16=False)
-    upscaler = OpenVINOUpscaler(openvino.Core().read_model(path))
-    return lambda lr: np.stack([upscaler._run(picture) for picture in lr])
+    model = compiled(path)
+    return lambda *inputs: model(inputs)[0]
 
 
 def _litert(network, path):

@@ -65,6 +65,12 @@ class Upscaler(ImageUpscaler, keras.Model):
         """
         return lr
 
+    def example(self, count: int, height: int, width: int) -> list[np.ndarray]:
+        """Values for all inputs, to try it: LR of this size, random, each with noise of its own."""
+        lr = np.random.default_rng(0).random((count, height, width, self.channels), "float32")
+        return keras.tree.flatten(self.feed(lr, np.ones(count, "float32"), np.arange(count, dtype="int32"),
+                                            np.zeros((count, 2), "int32")))
+
     def _run(self, lr, noise=(1.0, 0, (0, 0))):
         temperature, seed, origin = noise
         batch = self.feed(lr[None], np.array([temperature], "float32"), np.array([seed], "int32"),

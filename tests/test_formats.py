@@ -10,6 +10,7 @@ from superres import export
 from superres.errors import InputError
 from superres.models import formats
 from superres.models.lapsrn import lapsrn
+from superres.models.pixel_recursive import conditioning_network
 from superres.models.srgan import generator
 from superres.models.srmap import generator as noisy
 
@@ -36,7 +37,7 @@ def runtime(file):
         import openvino
 
         model = openvino.Core().compile_model(file, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        return lambda lr: model([lr])[0]
+        return lambda *inputs: model(inputs)[0]
     import tensorflow as tf
 
     def run(lr):
@@ -67,6 +68,24 @@ def test_a_file_computes_what_keras_computes_at_any_size(networks, tmp_path, cap
         export.main(str(networks / f"{name}.keras"), str(tmp_path / "out"), format=format)
 
 
+def test_openvino_draws_the_noise_that_keras_draws(networks, tmp_path):
+    export.main(str(networks / "noisy.keras"), str(tmp_path), format="openvino")
+    network, run = keras.saving.load_model(networks / "noisy.keras"), runtime(tmp_path / "noisy.xml")
+    lr = np.random.default_rng(1).random((2, 9, 14, 3), "float32")
+    place = np.array([3, 2**30], "int32"), np.array([1, 0.5], "float32"), np.array([[0, 0], [7, 2]], "int32")
+    drawn = network.predict_on_batch([lr, *place])
+    np.testing.assert_allclose(run(lr, *place), drawn, atol=1e-5)
+    assert np.abs(drawn - network.predict_on_batch([lr, place[0] + 1, *place[1:]])).max() > 0.01
+
+
+def test_a_network_of_one_size_is_written(tmp_path):
+    network = conditioning_network(head="gaussian", filters=4, blocks=1)
+    network.save(tmp_path / "mean.keras")
+    export.main(str(tmp_path / "mean.keras"), str(tmp_path), format="openvino")
+    lr = np.random.default_rng(1).random((3, *network.input_shape[1:]), "float32")
+    np.testing.assert_allclose(runtime(tmp_path / "mean.xml")(lr), network.predict_on_batch(lr), atol=1e-5)
+
+
 def test_what_cannot_be_written_is_one_line_and_leaves_nothing(networks, tmp_path, monkeypatch):
     def fails(network, path):
         path.write_text("half")
@@ -75,7 +94,7 @@ def test_what_cannot_be_written_is_one_line_and_leaves_nothing(networks, tmp_pat
     def main(file="lapsrn", **options):
         export.main(str(networks / f"{file}.keras"), str(tmp_path), format="litert", **options)
 
-    with pytest.raises(InputError, match="draws samples, which only savedmodel can"):
+    with pytest.raises(InputError, match="draws noise, which only savedmodel and openvino do"):
         main("noisy")
     for option in ({"version": 1}, {"megapixels": 1.0}, {"precision": "bfloat16"}):
         with pytest.raises(InputError, match="neither --precision, --version nor --megapixels"):

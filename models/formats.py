@@ -9,6 +9,7 @@ computed by its runtime and compared with Keras before it is kept.
 
 import os
 import tempfile
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -100,7 +101,9 @@ def _litert(network, path):
     import tensorflow as tf
 
     _alone(network).export(path, format="litert", verbose=False)
-    interpreter = tf.lite.Interpreter(str(path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the package ai_edge_litert is to replace it
+        interpreter = tf.lite.Interpreter(str(path))
     (lr_details,), (sr_details,) = interpreter.get_input_details(), interpreter.get_output_details()
 
     def run(lr):

@@ -163,7 +163,7 @@ def write_examples(folder: Path) -> list[tuple[str, str, str]]:
         ("astronaut", "lapsrn-x4", photos["astronaut"], 4), ("coffee", "srgan-x4", photos["coffee"], 4),
         ("camera", "lapsrn-x2", photos["camera"], 2), ("cat", "srmap-x4", photos["chelsea"], 4),
         ("unshrunk", "lapsrn-x2-realworld", photos["chelsea"], 1), ("plate", "lapsrn-x4", plate.hr, 2),
-        ("face", "pixel_recursive-celeba-spade", photos["astronaut"][30:190, 142:302], 1),
+        ("face", "pixel_recursive-celeba-conditioned", photos["astronaut"][30:190, 142:302], 1),
         ("digit", "pixel_recursive-corners", digit.lr, 1)]
     folder.mkdir()
     for name, _, hr, factor in examples:

@@ -65,6 +65,7 @@ from superres.models.signatures import signatures
 from superres.models.upscaler import Upscaler, load
 
 MOUNT = "/models"  # where the server finds the folder
+MEGAPIXELS = 1.0  # of a picture that is sent to the server, unless told
 
 
 def write_saved_model(network: Upscaler, folder: Path, name: str, megapixels: float) -> None:
@@ -125,7 +126,7 @@ def named(model: Path | str, name: str | None) -> str:
 
 def export(model: Path | str, folder: Path | str, name: str | None, version: int,
            precision: Literal["float32", "bfloat16"] = "float32",
-           megapixels: float = 1.0) -> tuple[Path, str, bool]:
+           megapixels: float = MEGAPIXELS) -> tuple[Path, str, bool]:
     """Export a `.keras` file to `folder`, whole or not at all.
 
     Returns:
@@ -200,7 +201,7 @@ def main(
     if version is None:
         raise InputError("--version: a positive number is needed for TensorFlow Serving")
     target, name, drawn = export(model, folder, name, version, precision,
-                                 1.0 if megapixels is None else megapixels)
+                                 MEGAPIXELS if megapixels is None else megapixels)
     instance = """{"b64": "'$(base64 -w0 lr.png)'"}"""
     if drawn:
         instance = f'{{"image_bytes": {instance}, "temperature": 1.0, "seed": 0}}'

@@ -260,6 +260,8 @@ class Answers:
 class Server(ThreadingHTTPServer):
     """The page of a study. Neither what it sends nor where from tells which picture is the true one."""
 
+    request_queue_size = 128  # raters who click at the same moment; the library's 5 turns the others away
+
     def __init__(self, address: tuple[str, int], study: Study, seconds: float) -> None:
         try:
             super().__init__(address, Handler)

@@ -17,6 +17,7 @@ import urllib.error
 import urllib.request
 import warnings
 from collections import Counter
+from concurrent import futures
 
 import numpy as np
 import pytest
@@ -323,20 +324,13 @@ def test_raters_at_once_are_all_stored_once(made, served):
     address = served()
     raters = [f"{n:016x}" for n in range(8)]
 
-    def rate(rater):
-        for number in range(10):
-            threads = [threading.Thread(target=fetch, args=(f"{address}/answer", answer(number, rater=rater)))
-                       for _ in range(2)]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
+    def send(rater, number):
+        return fetch(f"{address}/answer", answer(number, rater=rater))
 
-    threads = [threading.Thread(target=rate, args=(rater,)) for rater in raters]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    with futures.ThreadPoolExecutor(2 * len(raters)) as pool:  # each answer comes twice, as a double click's
+        for number in range(10):
+            for status, state in pool.map(send, 2 * raters, [number] * 2 * len(raters)):
+                assert (status, state["question"]) == (200, number + 1)
     rows = list(csv.DictReader(lines(made)))
     assert sorted((row["rater"], int(row["question"])) for row in rows) == [
         (rater, number) for rater in raters for number in range(10)]

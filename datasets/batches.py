@@ -28,8 +28,10 @@ def numbered_batches(get: Callable[[int], tuple], start: int = 0) -> tf.data.Dat
             tensor.set_shape(array.shape)
         return tf.nest.pack_sequence_as(first, batch)
 
-    numbers = tf.data.Dataset.range(start, 2**62)
-    return numbers.map(load, num_parallel_calls=2, deterministic=True).prefetch(8)
+    options = tf.data.Options()
+    options.autotune.enabled = False  # its thread can keep an iterator's end, and the program, for a minute
+    batches = tf.data.Dataset.range(start, 2**62).map(load, num_parallel_calls=2, deterministic=True)
+    return batches.prefetch(8).with_options(options)
 
 
 @contextlib.contextmanager

@@ -235,3 +235,8 @@ def test_numbered_batches_never_end_and_stay_in_order_when_some_take_longer():
         return (np.array([number]),)
 
     assert [int(batch[0][0]) for batch in numbered_batches(get).take(30)] == list(range(30))
+
+
+def test_numbered_batches_are_not_autotuned():
+    """What tunes waits up to a minute before it notices that its iterator is given up."""
+    assert numbered_batches(lambda number: (np.zeros(1),)).options().autotune.enabled is False

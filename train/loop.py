@@ -191,11 +191,17 @@ def fit(distribution: tf.distribute.Strategy, build: Callable[[], Trainer], batc
               f"{distribution.num_replicas_in_sync} device(s), {precision}")
 
         def rows(context):
-            """The rows that this machine makes of every batch, parted among its devices."""
+            """The rows of every batch that one pipeline makes: a device's, or one of several machines'."""
             part = batches.batch // context.num_input_pipelines
             first = context.input_pipeline_id * part
             return batches.dataset(done * steps, slice(first, first + part)).rebatch(
                 batches.batch // distribution.num_replicas_in_sync, drop_remainder=True)
+
+        # A pipeline a device: what parts one pipeline among devices is autotuned, whatever the pipeline's
+        # options are, and then its end can take a minute. For several machines there is nothing else.
+        apart = None if several_machines(distribution) else tf.distribute.InputOptions(
+            experimental_fetch_to_device=False,
+            experimental_replication_mode=tf.distribute.InputReplicationMode.PER_REPLICA)
 
         with _written_by_tensorflow(folder / "tensorboard") as tensorboard, input_errors():
             keeper = Keeper(folder, trainer, validation, log, run, steps)
@@ -203,7 +209,7 @@ def fit(distribution: tf.distribute.Strategy, build: Callable[[], Trainer], batc
             if chief:
                 callbacks.append(keras.callbacks.TensorBoard(tensorboard, write_graph=False))
             trainer.fit(
-                distribution.distribute_datasets_from_function(rows),
+                distribution.distribute_datasets_from_function(rows, apart),
                 initial_epoch=done,
                 epochs=epochs,
                 steps_per_epoch=steps,

@@ -41,12 +41,11 @@ from superres.datasets.pictures import Picture, as_image, read_picture, write_pi
 from superres.datasets.thumbnails import thumbnail
 from superres.errors import InputError
 from superres.models.engine import load
-from superres.models.images import ImageUpscaler
+from superres.models.images import TILE, ImageUpscaler
 from superres.precision import chosen_precision, native_precision
 from superres.upscale import results, sample_paths, shipped_networks, stochasticity_map
 
 SAMPLES = 4  # of networks that draw them
-TILE = 256  # LR pixels
 KEPT = 3600  # seconds that a visitor's files are kept
 SHOWN = 384  # pixels that a thumbnail is shown at
 
@@ -163,7 +162,7 @@ def write_examples(folder: Path) -> list[tuple[str, str, str]]:
         ("astronaut", "lapsrn-x4", photos["astronaut"], 4), ("coffee", "srgan-x4", photos["coffee"], 4),
         ("camera", "lapsrn-x2", photos["camera"], 2), ("cat", "srmap-x4", photos["chelsea"], 4),
         ("unshrunk", "lapsrn-x2-realworld", photos["chelsea"], 1), ("plate", "lapsrn-x4", plate.hr, 2),
-        ("face", "pixel_recursive-celeba-conditioned", photos["astronaut"][30:190, 142:302], 1),
+        ("face", "pixel_recursive-celeba", photos["astronaut"][30:190, 142:302], 1),
         ("digit", "pixel_recursive-corners", digit.lr, 1)]
     folder.mkdir()
     for name, _, hr, factor in examples:

@@ -58,7 +58,7 @@ from superres.datasets.video import FORMATS, SUFFIXES, result_suffix, write_vide
 from superres.errors import InputError
 from superres.models.engine import Engine, load
 from superres.models.hub import WEIGHTS, network_file
-from superres.models.images import ImageUpscaler
+from superres.models.images import TILE, ImageUpscaler
 from superres.precision import chosen_precision
 
 Format = Literal["png", "jpg", "webp", "tiff", "avif", "gif"]
@@ -152,7 +152,7 @@ def results(network: ImageUpscaler, frames: Callable[[], Iterator[Picture]], sam
         for sr in network.draw(next(frames()), samples, crop=crop, temperature=temperature, seed=seed):
             yield [sr]
         return
-    for upscale in drawing(network, samples, temperature, seed, tile=tile or 256, ensemble=ensemble,
+    for upscale in drawing(network, samples, temperature, seed, tile=tile or TILE, ensemble=ensemble,
                            progress=progress):
         yield map(upscale, frames())
 
@@ -331,7 +331,7 @@ def main(
 
     sources = {source.resolve() for source, _ in jobs}
     noise = {"samples": samples, "temperature": temperature, "seed": seed}
-    options = {"tile": tile or 256, "ensemble": ensemble}
+    options = {"tile": tile or TILE, "ensemble": ensemble}
 
     def fitted(picture):
         """A super-resolved picture, of the size that is asked for."""

@@ -19,6 +19,8 @@ from superres.errors import InputError, check_range
 
 # Smaller images are continued symmetrically, by so many pixels, before they enter a network.
 SMALLEST = 8
+# Height and width of the squares, in LR pixels, that larger images are computed in, unless told.
+TILE = 256
 
 # What is upscaled; SR is of the same kind.
 AnyImage = TypeVar("AnyImage", np.ndarray, Image.Image, Picture)

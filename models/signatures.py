@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from superres.datasets.color import rgb_to_ycbcr, ycbcr_to_rgb
 from superres.layers import BicubicUpsampling2D
-from superres.models.images import SMALLEST
+from superres.models.images import SMALLEST, TILE
 from superres.models.sampler import Sampler
 from superres.models.upscaler import ThumbnailUpscaler, Upscaler
 
@@ -218,29 +218,58 @@ def computed(network: Upscaler) -> Callable[..., tf.Tensor]:
 
     Returns:
         Function of (lr (B, H, W, 3)), and (temperature (B,), seed (B,)) where the network
-        draws samples, -> (B, sH, sW, 3), float32 in [0, 1], clipped.
+        draws samples, -> (B, sH, sW, 3), float32 in [0, 1], clipped. It computes tiles, as
+        `ImageUpscaler.draw` does.
     """
-    scale = network.scale
+    scale, overlap = network.scale, max(SMALLEST, network.reach())
     bicubic = BicubicUpsampling2D(scale, dtype="float32")
 
-    def run(lr, temperature=None, seed=None):
-        origin = tf.zeros((tf.shape(lr)[0], 2), "int32")
-        return keras.tree.flatten(network(network.feed(lr, temperature, seed, origin), training=False))[-1]
-
-    @tf.function(autograph=False)  # once in the SavedModel, whichever signatures call it
-    def upscale(lr, *noise):
+    def window(lr, y, x, noise):
+        """SR of a window of the images, whose first pixel lies at (y, x)."""
         height, width = tf.shape(lr)[1], tf.shape(lr)[2]
         for axis in (1, 2):
             lr = continued(lr, axis)
+        temperature, seed = noise or (None, None)
+        origin = tf.tile([[y, x]], (tf.shape(lr)[0], 1))
+
+        def run(lr):
+            given = network.feed(lr, temperature, seed, origin)
+            return keras.tree.flatten(network(given, training=False))[-1]
+
         if network.channels == 1:
             ycbcr = converted(lr, rgb_to_ycbcr)
-            y, cbcr = run(ycbcr[..., :1], *noise), bicubic(ycbcr[..., 1:])
-            sr = converted(tf.concat([y, cbcr], -1), ycbcr_to_rgb)
+            sr = converted(tf.concat([run(ycbcr[..., :1]), bicubic(ycbcr[..., 1:])], -1), ycbcr_to_rgb)
         else:
-            sr = run(lr, *noise)
+            sr = run(lr)
         return tf.clip_by_value(sr[:, : height * scale, : width * scale], 0, 1)
 
+    @tf.function(autograph=False)  # once in the SavedModel, whichever signatures call it
+    def upscale(lr, *noise):
+        def row(top, bottom):
+            y = tf.maximum(top - overlap, 0)
+
+            def tile(left, right):
+                x = tf.maximum(left - overlap, 0)
+                sr = window(lr[:, y : bottom + overlap, x : right + overlap], y, x, noise)
+                return tf.transpose(sr[:, (top - y) * scale : (bottom - y) * scale,
+                                       (left - x) * scale : (right - x) * scale], (2, 0, 1, 3))
+
+            return tf.transpose(in_parts(tf.shape(lr)[2], tile), (2, 1, 0, 3))
+
+        return tf.transpose(in_parts(tf.shape(lr)[1], row), (1, 0, 2, 3))
+
     return upscale
+
+
+def in_parts(length: tf.Tensor, part: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> tf.Tensor:
+    """`part(start, end)` (N, B, M, 3) of TILE of a length at a time, joined along the first axis."""
+    count = -(-length // TILE)
+    parts = tf.TensorArray("float32", count, infer_shape=False, element_shape=(None, None, None, 3))
+    _, parts = tf.while_loop(
+        lambda i, parts: i < count,
+        lambda i, parts: (i + 1, parts.write(i, part(i * TILE, tf.minimum((i + 1) * TILE, length)))),
+        (0, parts), parallel_iterations=1)
+    return parts.concat()
 
 
 def continued(pictures: tf.Tensor, axis: int) -> tf.Tensor:

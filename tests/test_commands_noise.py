@@ -180,14 +180,16 @@ def test_diversity_score_by_hand():
 @pytest.fixture(scope="module")
 def served(network, tmp_path_factory):
     folder = tmp_path_factory.mktemp("served")
-    path, _, drawn = export.export(network, folder, "noisy", 1)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("superres.models.signatures.TILE", 16)
+        path, _, drawn = export.export(network, folder, "noisy", 1)
     assert drawn
     return path
 
 
 def test_served_pictures_are_those_of_upscale(network, served, photo):
     signatures, loaded = tf.saved_model.load(str(served)).signatures, load(network)
-    for size in ((20, 24), (3, 1)):
+    for size in ((40, 24), (3, 1)):  # the first of six tiles
         lr = np.stack([photo[: size[0], : size[1]], photo[-size[0] :, -size[1] :]])
         extra = {"temperature": tf.constant([0.7, 0.0]), "seed": tf.constant([3, 9])}
         expected = [loaded.upscale(to_float(x), temperature=t, seed=s)

@@ -24,7 +24,7 @@ from superres.datasets.degradations import imresize
 from superres.datasets.pictures import to_uint8
 from superres.errors import InputError
 from superres.models.lapsrn import lapsrn
-from superres.models.signatures import signatures
+from superres.models.signatures import continued, signatures
 from superres.models.upscaler import load, upscaler
 
 SIGNATURES = {"serving_default", "uint8", "image_bytes"}
@@ -94,6 +94,26 @@ def test_float_and_uint8_signatures_equal_upscale(models, loaded, name, size):
     assert floats.dtype == tf.float32
     np.testing.assert_allclose(floats, sr, atol=1e-4)
     assert_same_levels(loaded[name].signatures["uint8"](lr=tf.constant(lr))["sr"].numpy(), to_uint8(sr))
+
+
+@pytest.mark.parametrize("size", [(40, 35), (5, 40), (33, 16)])
+@pytest.mark.parametrize("name", NETWORKS)
+def test_larger_pictures_are_computed_in_tiles_that_do_not_show(models, monkeypatch, name, size):
+    computed = []
+
+    def watched(lr, axis):
+        if axis == 1:
+            tf.py_function(lambda lr: computed.append(lr.shape[1:3]), [lr], [])
+        return continued(lr, axis)
+
+    monkeypatch.setattr("superres.models.signatures.TILE", 16)
+    monkeypatch.setattr("superres.models.signatures.continued", watched)
+    network = load(models / f"{name}.keras")
+    lr = pictures(2, *size) / np.float32(255)
+    sr = signatures(network, 1)["serving_default"][0](tf.constant(lr))["sr"]
+    np.testing.assert_allclose(sr, [network.upscale(picture) for picture in lr], atol=2e-5)
+    assert len(computed) == -(-size[0] // 16) * -(-size[1] // 16)
+    assert np.max(computed) <= 16 + 2 * max(8, network.reach())
 
 
 def test_floats_out_of_range_are_clipped(loaded):

@@ -150,12 +150,14 @@ rows += [[samples[0, i] for i in range(12)] for samples in drawn.values()]
 show(contact_sheet(rows, 4), title="the digit; regression; each sub-pixel by itself; recursive")
 
 # %% [markdown]
-# ## Training, with batch normalisation and with SPADE
+# ## Training: batch normalisation, SPADE, and gates that see LR
 #
-# Bits per dimension of held-out faces while `improved` and `improved-spade` train, at as many parameters and the same
-# batches: of A alone, which sees LR only; of B alone, which sees the pixels drawn so far only; of their sum. The learning
-# rate falls to a quarter at steps 1500 and 3000. (The first figures of batch normalisation are missing: they were
-# measured with a running average of the weights, which was no good.)
+# Bits per dimension of held-out faces while three networks train. A sees LR only, B the pixels drawn so far only; the
+# picture is drawn from their sum. Batch normalisation and SPADE are compared at as many parameters and the same batches;
+# the learning rate falls to a quarter at steps 1500 and 3000. (The first figures of batch normalisation are missing: they
+# were measured with a running average of the weights, which was no good.) `improved`, the network of the samples below,
+# has batch normalisation too, but A's features also enter the gates of B, and so B alone is no model of pictures any
+# more. It keeps its first learning rate for 8000 of its 12,000 steps.
 
 # %%
 def read_log(name):
@@ -163,11 +165,13 @@ def read_log(name):
         return [{key: float(value) for key, value in row.items() if value} for row in csv.DictReader(file)]
 
 
-logs = {"batch norm": read_log("pixel_recursive-celeba"), "SPADE": read_log("pixel_recursive-celeba-spade")}
+logs = {"batch norm": read_log("pixel_recursive-celeba-batch"), "SPADE": read_log("pixel_recursive-celeba-spade"),
+        "improved": read_log("pixel_recursive-celeba")}
 figure, axes = plt.subplots(1, 2, figsize=(12, 3.6), layout="constrained")
-for (name, log), style in zip(logs.items(), ("--", "-"), strict=True):
+for (name, log), style in zip(logs.items(), ("--", "-", ":"), strict=True):
     for key, label, colour in (("val_bits", "A + B", "C0"), ("val_bits_a", "A", "C1"), ("val_bits_b", "B", "C2")):
-        rows = [row for row in log if key in row]
+        if not (rows := [row for row in log if key in row]):
+            continue
         axes[0].plot([row["step"] for row in rows], [row[key] for row in rows], style, color=colour,
                      label=f"{label}, {name}")
     axes[1].plot([row["step"] for row in log], [row["loss"] for row in log], style, color="C0", label=name)
@@ -188,7 +192,7 @@ measured = json.loads((ROOT / "weights" / "pixel_recursive-checkpoints.json").re
 print(f"{'step':>5} {'':10} {'A + B':>6} {'A':>6} {'B':>6} {'PSNR':>6} {'SSIM':>6} {'MS-SSIM':>8} {'consist.':>9}"
       f" | {'report: PSNR':>13} {'SSIM':>6}")
 for step, reported in REPORT.items():
-    for name, (decibels, likeness) in zip(logs, reported, strict=True):
+    for name, (decibels, likeness) in zip(measured, reported, strict=True):
         row = measured[name][str(step)]
         print(f"{step:5} {name:10} {row['bits']:6.3f} {row['bits_a']:6.3f} {row['bits_b']:6.3f} "
               f"{row['psnr']:6.2f} {row['ssim']:6.3f} {row['ms_ssim']:8.3f} "

@@ -86,7 +86,7 @@ class ImageUpscaler:
             seed: For the same: which noise, from 0 (the default) to 2^31 - 1. Networks with noise
                 draw their samples from the seeds `seed`, `seed` + 1 and so on.
             tile: For networks of any size: compute squares of so many LR pixels at a time, which
-                overlap by the network's `reach`: the same result in bounded memory. None: all
+                overlap as far as the network sees: the same result in bounded memory. None: all
                 at once.
             ensemble: For networks of any size without noise: the mean over the eight turns and
                 flips of the image, each turned back: a little better, in eight times the time.
@@ -142,10 +142,9 @@ class ImageUpscaler:
             yield Picture(pixels, alpha, picture.info)
 
     def _tiled(self, lr, noise, tile, ensemble, progress):
-        # A window smaller than SMALLEST would be continued, where the whole image is not.
         scale, (height, width, colours) = self.scale, lr.shape
         tile = tile or max(height, width)
-        overlap = max(SMALLEST, self.reach()) if tile < max(height, width) else 0
+        overlap = self.overlap() if tile < max(height, width) else 0
         dtype = "uint8" if lr.dtype == np.uint8 else "float32"
         sr = np.empty((height * scale, width * scale, colours), dtype)
         for top in range(0, height, tile):
@@ -198,6 +197,11 @@ class ImageUpscaler:
             sr = self._run(turned[:, ::-1] if flip else turned)
             total = total + np.rot90(sr[:, ::-1] if flip else sr, -turns)
         return total / 8
+
+    def overlap(self) -> int:
+        """By how many LR pixels the windows overlap that an image is computed in: see `reach`."""
+        # A window smaller than SMALLEST would be continued, where the whole image is not.
+        return max(SMALLEST, self.reach())
 
     def reach(self) -> int:
         """How many LR pixels away an LR pixel can still change SR.

@@ -12,6 +12,7 @@ import numpy as np
 import tensorflow as tf
 
 from superres.datasets.color import rgb_to_ycbcr, ycbcr_to_rgb
+from superres.errors import InputError
 from superres.layers import BicubicUpsampling2D
 from superres.models.images import SMALLEST, TILE
 from superres.models.sampler import Sampler
@@ -219,9 +220,9 @@ def computed(network: Upscaler) -> Callable[..., tf.Tensor]:
     Returns:
         Function of (lr (B, H, W, 3)), and (temperature (B,), seed (B,)) where the network
         draws samples, -> (B, sH, sW, 3), float32 in [0, 1], clipped. It computes tiles, as
-        `ImageUpscaler.draw` does.
+        `ImageUpscaler.draw` does, or the whole where one pixel changes all of SR.
     """
-    scale, overlap = network.scale, max(SMALLEST, network.reach())
+    scale = network.scale
     bicubic = BicubicUpsampling2D(scale, dtype="float32")
 
     def window(lr, y, x, noise):
@@ -244,7 +245,11 @@ def computed(network: Upscaler) -> Callable[..., tf.Tensor]:
         return tf.clip_by_value(sr[:, : height * scale, : width * scale], 0, 1)
 
     @tf.function(autograph=False)  # once in the SavedModel, whichever signatures call it
-    def upscale(lr, *noise):
+    def whole(lr, *noise):
+        return window(lr, 0, 0, noise)
+
+    @tf.function(autograph=False)
+    def tiled(lr, *noise):
         def row(top, bottom):
             y = tf.maximum(top - overlap, 0)
 
@@ -258,7 +263,11 @@ def computed(network: Upscaler) -> Callable[..., tf.Tensor]:
 
         return tf.transpose(in_parts(tf.shape(lr)[1], row), (1, 0, 2, 3))
 
-    return upscale
+    try:
+        overlap = network.overlap()
+    except InputError:
+        return whole
+    return tiled
 
 
 def in_parts(length: tf.Tensor, part: Callable[[tf.Tensor, tf.Tensor], tf.Tensor]) -> tf.Tensor:

@@ -23,6 +23,7 @@ from superres import export
 from superres.datasets.degradations import imresize
 from superres.datasets.pictures import to_uint8
 from superres.errors import InputError
+from superres.layers import BicubicUpsampling2D
 from superres.models.lapsrn import lapsrn
 from superres.models.signatures import continued, signatures
 from superres.models.upscaler import load, upscaler
@@ -114,6 +115,18 @@ def test_larger_pictures_are_computed_in_tiles_that_do_not_show(models, monkeypa
     np.testing.assert_allclose(sr, [network.upscale(picture) for picture in lr], atol=2e-5)
     assert len(computed) == -(-size[0] // 16) * -(-size[1] // 16)
     assert np.max(computed) <= 16 + 2 * max(8, network.reach())
+
+
+def test_a_network_that_sees_all_of_a_picture_computes_it_whole(monkeypatch):
+    lr = keras.Input((None, None, 3))
+    mean = keras.layers.GlobalAveragePooling2D(keepdims=True)(lr)
+    network = upscaler(keras.Model(lr, BicubicUpsampling2D(2)(lr * 0.5 + mean * 0.5)))
+    with pytest.raises(InputError, match="one pixel changes its whole output"):
+        network.reach()
+    monkeypatch.setattr("superres.models.signatures.TILE", 16)
+    batch = pictures(2, 40, 24) / np.float32(255)
+    sr = signatures(network, 1)["serving_default"][0](tf.constant(batch))["sr"]
+    np.testing.assert_allclose(sr, [network.upscale(picture) for picture in batch], atol=1e-5)
 
 
 def test_floats_out_of_range_are_clipped(loaded):

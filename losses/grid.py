@@ -1,5 +1,7 @@
 """Against the grid that sub-pixel convolutions draw."""
 
+from collections.abc import Sequence
+
 from keras import ops
 
 from superres.layers.base import Tensor
@@ -23,3 +25,26 @@ def grid(hr: Tensor, sr: Tensor, scale: int) -> Tensor:
     _, height, width, channels = hr.shape
     shape = (-1, height // scale, scale, width // scale, scale, channels)
     return ops.mean(ops.abs(ops.mean(ops.reshape(hr - sr, shape), axis=(1, 3))), axis=(1, 2, 3))
+
+
+def shifted(pictures: Sequence[Tensor], scale: int, step: Tensor | int) -> list[Tensor]:
+    """Cut the pictures at a place that is another at every step, `scale` pixels smaller each way.
+
+    Strides and poolings have gradients that repeat from pixel to pixel, and a generator whose phases
+    always lie in the same places of them draws that pattern. So each phase takes each place in turn.
+
+    Args:
+        pictures: Of (B, sH, sW, C) each.
+        scale: s.
+        step: How many steps were made before; after s^2 the places come again.
+
+    Returns:
+        The pictures, (B, s(H - 1), s(W - 1), C), all cut at the same place.
+
+    Source: Odena et al., "Deconvolution and Checkerboard Artifacts", Distill 2016, on gradients; Kettunen
+    et al., "E-LPIPS", 2019, which shifts pictures before VGG.
+    """
+    step = ops.cast(step, "int32")
+    start = ops.stack([0, step % scale, step // scale % scale, 0])
+    return [ops.slice(picture, start, (ops.shape(picture)[0], height - scale, width - scale, channels))
+            for picture in pictures for _, height, width, channels in [picture.shape]]

@@ -9,7 +9,7 @@ from keras import ops
 from superres.datasets.degradations import imresize, resize_matrix
 from superres.errors import InputError
 from superres.layers import BicubicDownsampling2D, PolyphaseConv2D, SpectralConv2D
-from superres.losses import Fidelity, grid, relativistic, standard, total_variation
+from superres.losses import Fidelity, grid, relativistic, shifted, standard, total_variation
 from superres.models.srgan import discriminator, generator, start_as_interpolation
 
 # Generator of 64 channels: head 9x9 3 -> 64 = 15,616; a block's two convolutions 2 * 36,928 and
@@ -378,6 +378,20 @@ def test_fidelity_is_the_distance_of_the_shrunk_picture(rng, scale):
     again = keras.losses.deserialize(keras.losses.serialize(loss))
     assert again.get_config() == loss.get_config()
     assert float(again(off, sr)) == pytest.approx(expected.mean(), rel=1e-4)
+
+
+def test_shifted_pictures_begin_at_every_pixel_in_turn(rng):
+    hr = rng.random((3, 12, 18, 3), "float32")
+    cut = tf.function(lambda pictures, step: shifted((pictures, 2 * pictures), 3, step),
+                      [tf.TensorSpec((None, 12, 18, 3)), tf.TensorSpec((), "int64")])
+    starts = set()
+    for step in range(10):
+        one, two = cut(hr, step)
+        (start,) = [(y, x) for y in range(3) for x in range(3)
+                    if np.array_equal(one, hr[:, y : y + 9, x : x + 15])]
+        np.testing.assert_array_equal(two, 2 * one)
+        starts.add(start)
+    assert len(starts) == 9
 
 
 @pytest.mark.parametrize("scale", [2, 4])

@@ -24,7 +24,7 @@ import tensorflow as tf
 from superres.datasets.degradations import degraded
 from superres.datasets.patches import Patches, split_pictures
 from superres.errors import InputError, check_range
-from superres.losses import Fidelity, Perceptual, grid, relativistic, standard, total_variation
+from superres.losses import Fidelity, Perceptual, grid, relativistic, shifted, standard, total_variation
 from superres.metrics.report import evaluate, table
 from superres.models.srgan import discriminator, generator, start_as_interpolation
 from superres.models.upscaler import Upscaler, load
@@ -93,9 +93,11 @@ class Settings:
     """Weight of the total variation."""
     fidelity: float = 0.0
     """Weight of |LR - shrunk SR|, which holds colours fast."""
-
     grid: float = 0.0
     """Weight of the difference between the phases' means, the grid that sub-pixel convolutions draw."""
+    shift: bool = False
+    """VGG and the discriminator see pictures from another pixel on at every step, so that their strides
+    draw no grid."""
 
     # Loss of the discriminator
     r1: float = 0.0
@@ -164,34 +166,37 @@ class SRGANTrainer(GANTrainer):
     Args:
         network: The generator.
         discriminator: From pictures to logits (B, 1).
-        terms: Dict of name -> (weight, function of (lr, hr, sr)) of the generator's loss,
-            with `"pixel"` among them. Functions give one value a picture.
+        terms: Dict of name -> (weight, function of (lr, hr, sr, seen)) of the generator's loss,
+            with `"pixel"` among them. Functions give one value a picture; seen is what the
+            discriminator sees of HR and SR.
         adversarial_loss: `losses.standard` or `losses.relativistic`.
         adversarial: Weight of the adversarial loss.
         r1: Weight of the discriminator's gradient penalty on HR.
+        shift: The scale, where the discriminator sees `shifted` pictures; 0: whole ones.
         frozen_norm: Whether the generator's normalisations keep their statistics with the discriminator.
     """
 
     def __init__(self, network: Upscaler, discriminator: keras.Model,
                  terms: dict[str, tuple[float, Callable[..., tf.Tensor]]],
                  adversarial_loss: Callable[..., tuple[tf.Tensor, tf.Tensor]], adversarial: float,
-                 r1: float = 0.0, frozen_norm: bool = False, **kwargs) -> None:
+                 r1: float = 0.0, shift: int = 0, frozen_norm: bool = False, **kwargs) -> None:
         names = ("loss", *terms, "adversarial", "discriminator", "r1", "accuracy", "generator_gradient",
                  "discriminator_gradient")
         super().__init__(network, discriminator, names, **kwargs)
         self.terms, self.adversarial_loss, self.adversarial = terms, adversarial_loss, adversarial
-        self.r1, self.frozen_norm, self.discriminator_active = r1, frozen_norm, False
+        self.r1, self.shift, self.frozen_norm, self.discriminator_active = r1, shift, frozen_norm, False
 
     def train_step(self, batch: tuple) -> dict[str, tf.Tensor]:
         lr, (hr,) = batch
         with tf.GradientTape() as tape, tf.GradientTape() as discriminator_tape:
             sr = self.network(lr, training=not (self.discriminator_active and self.frozen_norm))
             terms = self.terms if self.discriminator_active else {"pixel": (1, self.terms["pixel"][1])}
-            shown = {name: tf.reduce_mean(term(lr, hr, sr)) for name, (_, term) in terms.items()}
+            seen = shifted((hr, sr), self.shift, self.optimizer.iterations) if self.shift else (hr, sr)
+            shown = {name: tf.reduce_mean(term(lr, hr, sr, seen)) for name, (_, term) in terms.items()}
             loss = sum(weight * shown[name] for name, (weight, _) in terms.items())
             if self.discriminator_active:
-                real, penalty = penalised(self.discriminator, hr, self.r1 > 0)
-                fake = self.discriminator(sr, training=True)
+                real, penalty = penalised(self.discriminator, seen[0], self.r1 > 0)
+                fake = self.discriminator(seen[1], training=True)
                 shown["adversarial"], shown["discriminator"] = map(
                     tf.reduce_mean, self.adversarial_loss(real, fake))
                 loss += self.adversarial * shown["adversarial"]
@@ -263,18 +268,20 @@ def trainer(settings: Settings) -> SRGANTrainer:
     if settings.vgg:
         perceptual = Perceptual(settings.vgg_layer, settings.vgg_weights, settings.vgg_scale,
                                 settings.vgg_activated)
-        terms["vgg"] = (settings.vgg, lambda lr, hr, sr: perceptual.call(hr, sr))
+        terms["vgg"] = (settings.vgg, lambda lr, hr, sr, seen: perceptual.call(*seen))
     if settings.variation:
-        terms["variation"] = (settings.variation, lambda lr, hr, sr: total_variation(sr))
+        terms["variation"] = (settings.variation, lambda lr, hr, sr, seen: total_variation(sr))
     if settings.fidelity:
         fidelity = Fidelity(settings.scale)
-        terms["fidelity"] = (settings.fidelity, lambda lr, hr, sr: fidelity.call(lr, sr))
+        terms["fidelity"] = (settings.fidelity, lambda lr, hr, sr, seen: fidelity.call(lr, sr))
     if settings.grid:
-        terms["grid"] = (settings.grid, lambda lr, hr, sr: grid(hr, sr, settings.scale))
+        terms["grid"] = (settings.grid, lambda lr, hr, sr, seen: grid(hr, sr, settings.scale))
+    shift = settings.scale if settings.shift else 0
     model = SRGANTrainer(
-        network, discriminator(size=settings.crop if settings.head == "dense" else None, norm=settings.norm),
+        network, discriminator(size=settings.crop - shift if settings.head == "dense" else None,
+                               norm=settings.norm),
         terms, {"standard": standard, "relativistic": relativistic}[settings.adversarial_loss],
-        settings.adversarial, settings.r1, settings.frozen_norm,
+        settings.adversarial, settings.r1, shift, settings.frozen_norm,
     )
     rate, discriminator_rate = schedules(settings)
     model.compile(
@@ -284,11 +291,11 @@ def trainer(settings: Settings) -> SRGANTrainer:
     return model
 
 
-def _mse(lr, hr, sr):
+def _mse(lr, hr, sr, seen):
     return tf.reduce_mean(tf.square(2 * (hr - sr)), (1, 2, 3))
 
 
-def _l1(lr, hr, sr):
+def _l1(lr, hr, sr, seen):
     return tf.reduce_mean(tf.abs(hr - sr), (1, 2, 3))
 
 
@@ -304,7 +311,8 @@ def main(preset: str, settings: Settings) -> None:
     if settings.crop < settings.scale or settings.crop % settings.scale:
         raise InputError(f"crop: {settings.crop} is no multiple of the scale, {settings.scale}")
     # What VGG19 halves four times, or what can be shrunk
-    check_range(numbers, "crop", least=16 if settings.vgg else 2 * settings.scale)
+    least = (16 if settings.vgg else 2 * settings.scale) + (settings.scale if settings.shift else 0)
+    check_range(numbers, "crop", least=least)
     if settings.epochs and not (settings.warm_up or settings.start or settings.scratch):
         raise InputError("warm_up: adversarial training of an untrained generator does not converge; give "
                          "--start a network, or --scratch to try")

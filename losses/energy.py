@@ -56,6 +56,7 @@ class PerceptualEnergy:
         self.features = keras.Model(deepest.input, [deepest.get_layer(name).output for name in layers])
 
     def __call__(self, hr: Tensor, one: Tensor, other: Tensor) -> Tensor:
-        pictures = [self.features(to_vgg(picture)) for picture in (hr, one, other)]
+        pictures = [[ops.cast(of_layer, "float32") for of_layer in self.features(to_vgg(picture))]
+                    for picture in (hr, one, other)]
         return sum(energy_score(*of_layer) / ops.mean(of_layer[0], axis=(1, 2, 3))
                    for of_layer in zip(*pictures, strict=True)) / len(pictures[0])

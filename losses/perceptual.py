@@ -70,7 +70,8 @@ class Perceptual(Configured, keras.losses.Loss):
             self.factor = _size(self.features, layer, weights) / 12.75
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        true, predicted = (self.features(to_vgg(picture)) for picture in (y_true, y_pred))
+        true, predicted = (ops.cast(self.features(to_vgg(picture)), "float32")
+                           for picture in (y_true, y_pred))
         error = ops.mean(ops.square(true - predicted), axis=(1, 2, 3))
         if self.scale == "relative":
             return error / ops.mean(ops.square(true), axis=(1, 2, 3))
@@ -80,7 +81,8 @@ class Perceptual(Configured, keras.losses.Loss):
 def vgg(layer: str, weights: Path | str = "imagenet", activated: bool = True) -> keras.Model:
     """VGG up to a convolution, frozen: (B, H, W, 3) in VGG's range -> its features.
 
-    It is VGG16 where `weights` is an archive of VGG16's, otherwise VGG19.
+    It is VGG16 where `weights` is an archive of VGG16's, otherwise VGG19. In mixed bfloat16 all but the
+    first convolution, whose input is too finely graded, are computed in bfloat16.
     """
     kind = "VGG16" if _is_vgg16(weights) else "VGG19"
     names = [f"block{block}_conv{i}" for block, convolutions in enumerate(_NETWORKS[kind], start=1)
@@ -88,15 +90,16 @@ def vgg(layer: str, weights: Path | str = "imagenet", activated: bool = True) ->
     if layer not in names:
         raise InputError(f"{kind} has no layer {layer}; expected one of {', '.join(names)}")
     names = names[: names.index(layer) + 1]
+    # Not in float16: ImageNet's features do not fit.
+    dtype = keras.config.dtype_policy() if keras.config.dtype_policy().name == "mixed_bfloat16" else "float32"
     x = inputs = keras.Input((None, None, 3))
     for name in names:
         block = int(name[5])
-        # The loss is computed in float32 whatever precision the network has.
         if block > 1 and name.endswith("_conv1"):
-            x = keras.layers.MaxPooling2D(2, dtype="float32", name=f"block{block - 1}_pool")(x)
+            x = keras.layers.MaxPooling2D(2, dtype=dtype, name=f"block{block - 1}_pool")(x)
         activation = "relu" if activated or name != layer else None
         x = keras.layers.Conv2D(_FILTERS[block - 1], 3, padding="same", activation=activation, name=name,
-                                dtype="float32")(x)
+                                dtype="float32" if name == names[0] else dtype)(x)
     network = keras.Model(inputs, x, name=f"{kind.lower()}_{layer}")
     network.trainable = False
     _load(network, kind, names, weights)

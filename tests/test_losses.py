@@ -121,7 +121,8 @@ def test_mixed_precision_computes_features_in_bfloat16_and_not_in_float16(pair, 
     def losses():
         file = str(weights[1] / "vgg19.npz")
         energy = PerceptualEnergy(file)
-        for loss in (Perceptual("block3_conv1", file, "relative").call, lambda x, y: energy(x, y, y[:, ::-1])):
+        for loss in (Perceptual("block3_conv1", file, "relative").call,
+                     lambda x, y: energy(x, y, y[:, ::-1])):
             with tf.GradientTape() as tape:
                 tape.watch(y)
                 value = loss(x, y)
@@ -132,7 +133,7 @@ def test_mixed_precision_computes_features_in_bfloat16_and_not_in_float16(pair, 
     for policy in ("mixed_bfloat16", "mixed_float16"):
         keras.config.set_dtype_policy(policy)
         for pairs in zip(losses(), expected, strict=True):
-            # Of the gradient, more is lost: what lies close to a rectifier's or a pooling's edge falls off it.
+            # Of the gradient more is lost: what is close to a rectifier's or a pooling's edge.
             for actual, wanted, most in zip(*pairs, (2e-3, 0.2), strict=True):
                 error = float(tf.norm(actual - wanted) / tf.norm(wanted))
                 assert 1e-6 < error < most if policy == "mixed_bfloat16" else error == 0

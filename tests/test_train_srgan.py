@@ -254,7 +254,7 @@ def test_presets_make_trainers_and_hold_the_papers_numbers(make, vgg, name):
 
 @pytest.mark.parametrize(("preset", "arguments", "epochs"), [
     ("reported", ["--vgg", "0"], [10, 20, 30, 40, 50]),  # the warm-up, then as the report shows its results
-    ("improved", ["--vgg", "0", "--epochs", "6"], [16, 17, 19, 20, 22]),
+    ("improved-x2", ["--vgg", "0", "--epochs", "6"], [16, 17, 19, 20, 22]),
     ("quick", ["--warm-up", "0", "--scratch"], [1, 2, 3, 4]),
     ("quick", ["--warm-up", "0", "--start", "network.keras"], [1, 2, 3, 4]),
     ("quick", ["--warm-up", "0", "--epochs", "0"], []),
@@ -286,6 +286,7 @@ def test_snapshots_and_a_game_from_scratch_on_the_command_line(grain, monkeypatc
     *(({name: -1}, f"{name}: must be at least 0, not -1") for name in ("blocks", "warm_up", "epochs")),
     *(({"crop": crop}, f"crop: {crop} is no multiple of the scale, 2") for crop in (0, 15)),
     ({"crop": 2, "fidelity": 1.0}, "crop"),  # too small to be shrunk
+    ({"crop": 4, "shift": True}, "crop: must be at least 6, not 4"),
     *(({"ema": ema}, f"ema: must be at least 0 and below 1, not {ema}") for ema in (1.0, -0.1)),
     ({"start": "none.keras"}, r"none\.keras: no such model file"),
     ({"vgg": 1.0, "vgg_layer": "block9_conv1"}, "VGG19 has no layer block9_conv1"),

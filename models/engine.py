@@ -102,8 +102,8 @@ def load(path: Path | str, precision: Literal["float32", "bfloat16"] = "float32"
     if not reason:
         try:
             model = converted(network)
-            run = compiled(model)
-            check_same(network, lambda *inputs: run(inputs)[0])
+            faster = OpenVINOUpscaler(model)
+            check_same(network, lambda lr: faster._compiled([lr])[0])
         except Exception as error:  # OpenVINO raises whatever the broken part raised
             reason = " ".join(str(error).split())[-160:]
     if reason:
@@ -112,7 +112,7 @@ def load(path: Path | str, precision: Literal["float32", "bfloat16"] = "float32"
         return network
     if folder:
         _keep(model, folder)
-    return OpenVINOUpscaler(model)
+    return faster
 
 
 def compiled(model: "openvino.Model | Path") -> "openvino.CompiledModel":

@@ -111,7 +111,7 @@ drawn_curves("srgan-x2")
 
 # %% [markdown]
 # The report's own training, whole: ten epochs of warm-up (left of the dotted line) and 40 of adversarial training. The
-# discriminator tells every pair from the start, and the generator's adversarial loss only grows.
+# discriminator tells nearly every pair from the second epoch on, and the generator's adversarial loss only grows.
 
 # %%
 drawn_curves("srgan-x2-reported", warm_up=10)

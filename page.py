@@ -248,7 +248,7 @@ def build(folder: Path, megapixels: float) -> gr.Blocks:
                 gr.update(visible=name in ("srgan-x2", "srgan-x4"), value=0),
                 gr.update(visible=recursive),
                 gr.update(visible=noisy or (recursive and "regression" not in name)),
-                gr.update(value=0.5 if noisy else 1, info="Strength of the noise; near 1, rings and flecks"
+                gr.update(value=0.5 if noisy else 1, info="Strength of the noise; at 1 the most texture"
                           if noisy else "1 is what the network learned, more is sharper")]
 
     def preview(path, name, *square):

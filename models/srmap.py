@@ -40,7 +40,7 @@ SIZES = {
 
 def generator(scale: Literal[2, 4] = 4, stem: int = 256, widths: Sequence[int] = (512, 256, 128),
               blocks: Sequence[int] = (16, 16, 16, 16), compression: int = 4, noise: bool = True,
-              initial_noise: float = 0.0, noise_cells: Sequence[int] = (1,), consistent: bool = False,
+              initial_noise: float = 0.0, noise_cell: int = 1, consistent: bool = False,
               name: str | None = None) -> Upscaler:
     """Build the generator: LR (B, H, W, 3) in [0, 1] -> SR (B, sH, sW, 3).
 
@@ -57,8 +57,8 @@ def generator(scale: Literal[2, 4] = 4, stem: int = 256, widths: Sequence[int] =
         compression: A block's width over that of its bottleneck.
         noise: Whether features get noise; without, LR is the only input.
         initial_noise: What the learned scales of the noise start from.
-        noise_cells: How many pixels apart the noise of the features at LR's size is drawn, taken
-            in turn by one layer after another.
+        noise_cell: How many pixels apart the noise of the features at LR's size is drawn. That of
+            single pixels becomes rings as large as they are, where SR is consistent.
         consistent: Project SR onto the pictures that MATLAB's bicubic shrinks to LR, once in
             training, and twenty times in turn with clipping when it is used.
         name: The network's name.
@@ -79,7 +79,7 @@ def generator(scale: Literal[2, 4] = 4, stem: int = 256, widths: Sequence[int] =
     def activate(x, name, factor=1):
         nonlocal stream
         if noise:
-            cell = noise_cells[stream % len(noise_cells)] if factor == 1 else 1
+            cell = noise_cell if factor == 1 else 1
             x = NoiseInjection(stream, factor, initial_noise, cell, name=f"{name}_noise")([x, *extra])
             stream += 1
         return BiasedSiLU(name=f"{name}_act")(x)

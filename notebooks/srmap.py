@@ -29,9 +29,9 @@
 # $$\tfrac12\left(|x_1 - x| + |x_2 - x| - |x_1 - x_2|\right),$$
 #
 # whose expectation is smallest when samples come from the distribution of the truth: as far from each other as from it. Its
-# distances are taken of the colours of a pixel and of the features at a place of three of VGG's layers, in which texture has its say. And every
-# other layer draws its noise for places four pixels apart, so that samples can differ in regions and not only from pixel to
-# pixel.
+# distances are taken of the colours of a pixel and of the features at a place of three of VGG's layers, in which texture has its say. And
+# layers at LR's size draw their noise for places four pixels apart, so that samples differ in regions and not only from pixel to
+# pixel. (Noise of single LR pixels became rings as large as they are, which shrink to nothing: the projection cannot see them.)
 #
 # Set `SUPERRES_DATA` to a folder of test pictures; without it, the photographs that scikit-image installs are used. Set
 # `SUPERRES_SQUEEZENET` to Keras's weights of SqueezeNet 1.1 without its top (.h5) to measure the diversity S10 too.
@@ -162,8 +162,8 @@ for name, lr, hr in pairs[:3]:
 # ## Temperature
 #
 # The noise is multiplied by it: 0 draws one picture for all seeds, 1 is what was trained. The lower, the less samples differ, and the
-# nearer each is to the truth: PSNR and distance of single samples against the diversity score, over two pictures. At 1 this small network
-# breaks up in places, around mouths for one; about half of that is a good picture.
+# nearer each is to the truth: PSNR and distance of single samples against the diversity score, over two pictures. At 1 there is
+# the most texture, and some of it where there is none in HR, around mouths for one; about half of that is a good picture.
 
 # %%
 TEMPERATURES = (0, 0.3, 0.6, 1)
@@ -229,9 +229,8 @@ show(rows, 2.0)
 # ## Failures
 #
 # Of all squares of 96 pixels with something to see, those where the *best* of four samples errs most beside L1, by mean square error.
-# Letters, weaves and faces are finer than LR can show: samples differ there, and none is right.
-# Chains of rings, each as large as a pixel of LR, shrink to nothing: the projection cannot see them, and the discriminator has not
-# learned to in so short a training.
+# Letters, weaves and faces are finer than LR can show: samples differ there, and none is right. What cannot be told comes out as
+# grain: the discriminator of so short a training asks for texture, not for its form.
 
 # %%
 patches = []

@@ -167,9 +167,9 @@ class TrainingSamples(keras.callbacks.Callback):
 
 
 def curves(rows: list[dict[str, float]], warm_up: int = 0) -> Figure:
-    """Every column of a log over the epochs: a matplotlib figure."""
+    """Every column of a log but its times, over the epochs: a matplotlib figure."""
     keys = [key for key in dict.fromkeys(key for row in rows for key in row)
-            if key not in ("epoch", "step", "seconds")]
+            if key not in ("epoch", "step", "seconds", "step_seconds")]
     lines = -(-len(keys) // 4)
     figure = Figure(figsize=(13, 2.4 * lines))
     axes = figure.subplots(lines, 4, squeeze=False)

@@ -367,7 +367,9 @@ def test_a_server_that_is_stopped_goes_on(made, end):
     @contextlib.contextmanager
     def running():
         process = subprocess.Popen([sys.executable, ROOT / "study.py", "serve", made.folder, "--port", "0"],
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                   # Where a shell runs the tests in the background, they ignore it.
+                                   preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
         try:
             yield process, process.stdout.readline().split()
         finally:

@@ -113,8 +113,9 @@ def test_noise_of_a_network_is_a_function_of_place_and_seed(rng, randomize, size
     assert np.abs(calm[0] - one).max() > 1e-3
 
 
-def test_tiles_have_the_noise_of_the_whole(photos, randomize):
-    network = randomize(generator(4, **TINY, noise_cell=4, consistent=True), 0.05)
+@pytest.mark.parametrize("cell", [1, 4])
+def test_tiles_have_the_noise_of_the_whole(photos, randomize, cell):
+    network = randomize(generator(4, **TINY, noise_cell=cell, consistent=True), 0.05)
     lr = imresize(photos["astronaut"], 1 / 4)[:30, :50]  # black and white in places
     whole = network.upscale(lr, temperature=0.7, seed=3)
     tiled, other = (network.upscale(lr, temperature=0.7, seed=seed, tile=32) for seed in (3, 4))

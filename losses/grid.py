@@ -7,24 +7,32 @@ from keras import ops
 from superres.layers.base import Tensor
 
 
-def grid(hr: Tensor, sr: Tensor, scale: int) -> Tensor:
-    """Mean |difference| between HR and SR in what the pixels of each phase have on average.
+def grid(hr: Tensor, sr: Tensor, scale: int, window: int = 0) -> Tensor:
+    """Mean |difference| between HR and SR in how each phase's mean deviates from that of all phases.
 
     A picture's pixels fall into scale x scale phases, by their place within an LR pixel. Every phase
     is made by weights of its own, so that an error common to all pixels of one shows as a
-    grid; in a real picture the phases have nearly the same mean.
+    grid; in a real picture the phases have nearly the same mean. A network can draw one grid here and
+    another there, which cancel over a whole picture: windows see them.
 
     Args:
         hr: (B, sH, sW, C).
         sr: Of the same shape.
         scale: s.
+        window: Size of the square windows whose means are compared, in LR pixels; what is left over at
+            the bottom and right is not compared. 0: the whole picture.
 
     Returns:
         (B,).
     """
     _, height, width, channels = hr.shape
-    shape = (-1, height // scale, scale, width // scale, scale, channels)
-    return ops.mean(ops.abs(ops.mean(ops.reshape(hr - sr, shape), axis=(1, 3))), axis=(1, 2, 3))
+    rows, columns = height // scale, width // scale
+    high, wide = (window, window) if window else (rows, columns)
+    error = (hr - sr)[:, : rows // high * high * scale, : columns // wide * wide * scale]
+    error = ops.reshape(error, (-1, rows // high, high, scale, columns // wide, wide, scale, channels))
+    phases = ops.mean(error, axis=(2, 5))
+    deviations = phases - ops.mean(phases, axis=(2, 4), keepdims=True)
+    return ops.mean(ops.abs(deviations), axis=(1, 2, 3, 4, 5))
 
 
 def shifted(pictures: Sequence[Tensor], scale: int, step: Tensor | int) -> list[Tensor]:

@@ -398,9 +398,23 @@ def test_shifted_pictures_begin_at_every_pixel_in_turn(rng):
 def test_grid_is_the_phases_difference_and_no_other(rng, scale):
     hr = rng.random((2, 4 * scale, 3 * scale, 3), "float32")
     pattern = rng.normal(size=(1, scale, scale, 3)).astype("float32")
+    pattern -= pattern.mean((1, 2), keepdims=True)
     tiled = np.tile(pattern, (2, 4, 3, 1))
     np.testing.assert_allclose(grid(hr, hr + tiled, scale), np.abs(pattern).mean() * np.ones(2), rtol=1e-4)
-    # What differs from one LR pixel to the next, in all phases alike, cancels out.
-    detail = rng.normal(size=(2, 4, 3, 3)).astype("float32")
-    detail = (detail - detail.mean((1, 2), keepdims=True)).repeat(scale, 1).repeat(scale, 2)
+    # What differs from one LR pixel to the next, in all phases alike, and another colour cancel out.
+    detail = rng.normal(size=(2, 4, 3, 3)).astype("float32").repeat(scale, 1).repeat(scale, 2)
     np.testing.assert_allclose(grid(hr, hr + detail, scale), 0, atol=1e-6)
+    np.testing.assert_allclose(grid(hr, hr + detail, scale, 2), 0, atol=1e-6)
+
+
+def test_grids_that_cancel_over_the_picture_are_seen_in_windows(rng):
+    hr = rng.random((2, 13, 16, 3), "float32")  # 6 x 8 LR pixels, and a row that belongs to none
+    pattern = rng.normal(size=(2, 2, 2, 3)).astype("float32")
+    pattern -= pattern.mean((1, 2), keepdims=True)
+    signs = np.array([1, -1, 0, 1, -1, 0, 1, -1]).repeat(2)[:, None]
+    sr = hr + signs * np.pad(np.tile(pattern, (1, 6, 8, 1)), ((0, 0), (0, 1), (0, 0), (0, 0)))
+    size = np.abs(pattern).mean((1, 2, 3))
+    np.testing.assert_allclose(grid(hr, sr, 2), 0, atol=1e-6)
+    np.testing.assert_allclose(grid(hr, sr, 2, 1), size * 6 / 8, rtol=1e-4)
+    np.testing.assert_allclose(grid(hr, sr, 2, 3), 0, atol=1e-6)  # columns 0 to 2, 3 to 5, none of 6 and 7
+    np.testing.assert_allclose(grid(hr, sr, 2, 2), size * (0 + .5 + .5 + 0) / 4, rtol=1e-4)

@@ -83,7 +83,7 @@ def trained(model):
 def test_a_step_follows_both_gradients_of_the_formula(make, vgg, kind, pixel_loss, shift):
     model, batch = adversarial_step_of(make(
         adversarial_loss=kind, pixel_loss=pixel_loss, pixel=0.5, adversarial=0.2, variation=0.3, fidelity=0.7,
-        grid=0.9, shift=shift, crop=18, **vgg))
+        grid=0.9, grid_window=3, shift=shift, crop=18, **vgg))
     lr, (hr,) = batch
     model.optimizer.iterations.assign(3)
     cut = np.s_[:, 1:17, 1:17] if shift else np.s_[:]  # the last of four places
@@ -102,8 +102,11 @@ def test_a_step_follows_both_gradients_of_the_formula(make, vgg, kind, pixel_los
             "adversarial": ours,
             "variation": tf.reduce_mean(total_variation(sr)),
             "fidelity": Fidelity(2)(lr, sr),
-            "grid": tf.reduce_mean([tf.abs(tf.reduce_mean((hr - sr)[:, y::2, x::2], (1, 2)))
-                                    for y in (0, 1) for x in (0, 1)]),
+            "grid": tf.reduce_mean([
+                tf.abs(tf.reduce_mean(window[:, y::2, x::2], (1, 2)) - tf.reduce_mean(window, (1, 2)))
+                for top in (0, 6, 12) for left in (0, 6, 12)
+                for window in [(hr - sr)[:, top : top + 6, left : left + 6]]
+                for y in (0, 1) for x in (0, 1)]),
         }
         weights = 0.5, 0.1, 0.2, 0.3, 0.7, 0.9
         loss = sum(weight * term for weight, term in zip(weights, expected.values(), strict=True))
@@ -285,6 +288,7 @@ def test_snapshots_and_a_game_from_scratch_on_the_command_line(grain, monkeypatc
     *(({name: 0}, f"{name}: must be at least 1, not 0") for name in ("batch", "steps")),
     *(({name: -1}, f"{name}: must be at least 0, not -1") for name in ("blocks", "warm_up", "epochs")),
     *(({"crop": crop}, f"crop: {crop} is no multiple of the scale, 2") for crop in (0, 15)),
+    ({"grid": 1.0, "grid_window": 9}, "grid_window: must be at least 0 and below 9, not 9"),
     ({"crop": 2, "fidelity": 1.0}, "crop"),  # too small to be shrunk
     ({"crop": 4, "shift": True}, "crop: must be at least 6, not 4"),
     *(({"ema": ema}, f"ema: must be at least 0 and below 1, not {ema}") for ema in (1.0, -0.1)),

@@ -243,7 +243,7 @@ else:
 # ## Training of the shipped networks
 
 # %%
-shipped = ["lapsrn-x2", "lapsrn-x4", "lapsrn-x2-realworld", "lapsrn-x4-realworld"]
+shipped = ["lapsrn-x2", "lapsrn-x4", "lapsrn-x8", "lapsrn-x2-rgb", "lapsrn-x2-realworld", "lapsrn-x4-realworld"]
 axes = plt.subplots(1, 2, figsize=(11, 3.6))[1]
 for name in shipped:
     with open(WEIGHTS / f"{name}.csv", newline="") as file:
@@ -263,8 +263,8 @@ plt.show()
 # On photographs that none of the networks has seen. `weights/README.md` has the figures on Set5.
 
 # %%
-for name, degradation in (("lapsrn-x2", "bicubic"), ("lapsrn-x4", "bicubic"),
-                          ("lapsrn-x2-realworld", "realworld"), ("lapsrn-x4-realworld", "realworld")):
+def results(name, degradation):
+    """Print the figures of a network beside bicubic interpolation's, and draw the first pictures."""
     network = upscaler.load(WEIGHTS / f"{name}.keras")
     examples = photos[:1] if QUICK else photos
     tests = list(degraded(examples, network.scale, degradation))
@@ -274,6 +274,19 @@ for name, degradation in (("lapsrn-x2", "bicubic"), ("lapsrn-x4", "bicubic"),
           f"({result['bicubic']['ssim_y']:.4f})")
     figure(network, tests[:3])
     plt.show()
+
+
+for name in shipped:
+    results(name, "realworld" if name.endswith("realworld") else "bicubic")
+
+# %% [markdown]
+# ## The report's own training
+#
+# TEXT
+
+# %%
+for name in ("lapsrn-x2-reported", "lapsrn-x4-reported"):
+    results(name, "realworld")
 
 # %% [markdown]
 # ## Where it fails

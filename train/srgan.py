@@ -161,7 +161,7 @@ PRESETS = {
     "improved": ("x4: from an interpolation, relativistic, colours held fast, averaged weights.", IMPROVED),
     "improved-x2": ("x2: the same.", IMPROVED_X2),
     "quick": ("A small x2 network on photographs that scikit-image ships, without VGG.",
-              dataclasses.replace(IMPROVED_X2, blocks=2, vgg=0.0, warm_up=4, epochs=4, steps=50, ema=0.99,
+              dataclasses.replace(IMPROVED_X2, blocks=2, vgg=0.0, warm_up=10, epochs=2, steps=50, ema=0.99,
                                   val_pictures=1, test_pictures=0, run=RunSettings())),
 }
 

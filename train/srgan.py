@@ -16,7 +16,6 @@ from superres.commands import command  # first: it quietens TensorFlow
 # isort: split
 import dataclasses
 from collections.abc import Callable
-from functools import partial
 from typing import Literal
 
 import keras
@@ -143,7 +142,7 @@ REPORTED = Settings(scale=2, pixel=0.0041, vgg=0.001)
 PAPER = Settings(blocks=16, prelu="channel", head="dense", pixel=0.0, vgg=1.0, vgg_layer="block5_conv4",
                  warm_up=1000, epochs=200, steps=1000, beta_2=0.999, schedule="step")
 # Adversarial training is short: the discriminator wins a longer one, and what five blocks then invent
-# lies further from HR than their smooth start (weights/README.md). The discriminator's slope is bounded, VGG
+# lies further from HR again (weights/README.md). The discriminator's slope is bounded, VGG
 # compares before the activation (ESRGAN, section 3.2), and neither can tell where a pixel lies within an LR
 # pixel. Over a whole patch the grid term lets a hatching pass that is another in every region; windows of 4
 # LR pixels do not.
@@ -283,8 +282,8 @@ def trainer(settings: Settings) -> SRGANTrainer:
         fidelity = Fidelity(settings.scale)
         terms["fidelity"] = (settings.fidelity, lambda lr, hr, sr, seen: fidelity.call(lr, sr))
     if settings.grid:
-        phases = partial(grid, scale=settings.scale, window=settings.grid_window)
-        terms["grid"] = (settings.grid, lambda lr, hr, sr, seen: phases(hr, sr))
+        terms["grid"] = (settings.grid, lambda lr, hr, sr, seen: grid(
+            hr, sr, settings.scale, settings.grid_window))
     shift = settings.scale if settings.shift else 0
     model = SRGANTrainer(
         network, discriminator(size=settings.crop - shift if settings.head == "dense" else None,

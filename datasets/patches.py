@@ -23,7 +23,7 @@ from superres.datasets.degradations import (
 from superres.datasets.likeness import warn_of_likenesses
 from superres.datasets.pictures import to_float, to_uint8
 from superres.datasets.shards import Cache, Stored
-from superres.errors import InputError
+from superres.errors import InputError, check_range
 
 KERNEL_SIZE = 11
 ALIGNMENT_SAMPLE = 32  # pictures: a shift is common to all
@@ -46,9 +46,11 @@ def split_pictures(sources: Iterable[Path | str], val: int, test: int, seed: int
     Raises:
         InputError: if there are too few.
     """
+    check_range({"val_pictures": val}, least=1)
+    check_range({"train_pictures": train, "test_pictures": test}, least=0)
     examples = list(as_needed(sources))
     wanted = train or max(1, len(examples) - val - test)
-    if val < 1 or wanted + val + test > len(examples):
+    if wanted + val + test > len(examples):
         raise InputError(f"data: {len(examples)} pictures are too few for {wanted} to train, {val} to "
                          f"validate and {test} to test on")
     order = np.random.default_rng(seed).permutation(len(examples))

@@ -262,7 +262,13 @@ def test_split_is_disjoint_and_drawn_by_the_seed(folders):
     assert [len(part) for part in names(2, 1, 0, train=2)] == [2, 2, 1]
 
 
-@pytest.mark.parametrize("arguments", [{"train": 5}, {"val": 0}, {"val": 5}])
+@pytest.mark.parametrize(("name", "value"), [("train", -1), ("val", 0), ("val", -1), ("test", -1)])
+def test_numbers_of_pictures_are_checked(folders, name, value):
+    with pytest.raises(InputError, match=f"{name}_pictures: must be at least [01], not {value}"):
+        split_pictures(folders, **{"val": 1, "test": 1, "seed": 0, name: value})
+
+
+@pytest.mark.parametrize("arguments", [{"train": 5}, {"val": 5}])
 def test_too_few_pictures_are_an_error(folders, arguments):
     with pytest.raises(InputError, match="data: 6 pictures are too few"):
         split_pictures(folders, **{"val": 1, "test": 1, "seed": 0, **arguments})

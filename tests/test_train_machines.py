@@ -163,6 +163,7 @@ def test_a_machine_finds_its_place_among_the_addresses():
 @pytest.mark.parametrize(("workers", "config", "message"), [
     (("203.0.113.1:40", "203.0.113.2:40"), "", "none of 203.0.113.1:40, 203.0.113.2:40 is an address of"),
     (("here", "there:1"), "", "each is HOST:PORT, not here"),
+    (("here:65536", "there:1"), "", "each is HOST:PORT, not here:65536"),
     ((), "{", "TF_CONFIG: cannot be read"),
     ((), '{"cluster": {"worker": ["a:1", "b:1"]}}', "TF_CONFIG: cannot be read"),
     ((), '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 2}}', "TF_CONFIG"),

@@ -298,7 +298,7 @@ def test_numbers_below_one_are_an_error(settings, name):
         main("corners", settings(**{name: 0}))
 
 
-@pytest.mark.parametrize(("name", "value"), [("size", 0), ("val_pictures", 0), ("held_out", 0),
+@pytest.mark.parametrize(("name", "value"), [("size", 0), ("size", 1), ("val_pictures", 0), ("held_out", 0),
                                              ("held_out", 1)])
 def test_bad_numbers_of_the_data_are_an_error(settings, folder, name, value):
     # No traceback, and a message that names the setting.

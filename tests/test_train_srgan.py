@@ -215,6 +215,14 @@ def test_the_game_works_in_mixed_precision(make):
     assert all(np.isfinite(float(value)) for value in model.train_step(batch).values())
 
 
+def test_norms_of_gradients_that_overflow_are_left_out(make):
+    model = trainer(make())
+    for norm in (1.0, np.inf, 4.0, np.nan):
+        shown = model.averaged({"loss": tf.constant(norm), "generator_gradient": tf.constant(norm)})
+    assert float(shown["generator_gradient"]) == 2.5
+    assert np.isnan(shown["loss"])  # which stops the run
+
+
 @pytest.mark.parametrize(("schedule", "warming", "adversarial"), [
     # The rates' shares after 0, 4 and 7 of 8 steps, and after 0, 4, 5, 7 and 11 of 12.
     ("constant", (1, 1, 1), (1, 1, 1, 1, 1)),
@@ -301,6 +309,12 @@ def test_wrong_settings_are_one_line_errors(make, tmp_path, monkeypatch, changes
     monkeypatch.setattr(keras.applications, "VGG19", lambda **kwargs: (tmp_path / "offline").read_text())
     with pytest.raises(InputError, match=message):
         main("quick", make(tmp_path, **changes))
+
+
+def test_adversarial_training_is_not_stopped_early(make, tmp_path):
+    run = RunSettings(str(tmp_path / "run"), early_stopping=1)
+    with pytest.raises(InputError, match=r"run\.early_stopping: of adversarial training, the last epoch"):
+        main("quick", make(run=run))
 
 
 def test_a_generator_starts_from_another_as_far_as_they_are_alike(make, tmp_path):

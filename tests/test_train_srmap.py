@@ -4,6 +4,7 @@ import dataclasses
 import signal
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -330,6 +331,12 @@ def test_the_game_starts_from_the_pretrained_generator(make, tmp_path, randomize
 def test_wrong_settings_are_one_line_errors(make, tmp_path, changes, message):
     with pytest.raises(InputError, match=message):
         main("reported", make(tmp_path, **changes))
+
+
+def test_a_batch_is_parted_among_the_devices_of_all_machines(make, tmp_path, monkeypatch):
+    monkeypatch.setattr(script, "strategy", lambda *given: SimpleNamespace(num_replicas_in_sync=3))
+    with pytest.raises(InputError, match="batch: 4 does not divide into 6 parts"):
+        main("reported", make(tmp_path, batch=4))
 
 
 @pytest.mark.parametrize(("arguments", "trains"), [

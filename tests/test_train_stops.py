@@ -15,7 +15,7 @@ from superres.datasets.patches import Patches
 from superres.errors import InputError
 from superres.train.lapsrn import main
 from superres.train.log import Log
-from superres.train.loop import Keeper, _duration
+from superres.train.loop import Keeper, RunSettings, _duration
 
 pytestmark = [pytest.mark.usefixtures("eagerly"),
               pytest.mark.filterwarnings("ignore:Even though the `tf.config:UserWarning")]
@@ -89,9 +89,9 @@ def test_a_killed_process_goes_on(tiny, tmp_path, run_command, whole):
 
 
 def test_a_finished_run_is_left_as_it_is(tiny, tmp_path, capsys):
-    for _ in range(2):
-        main("quick", tiny(epochs=1))
-        files = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.*")}
+    main("quick", tiny(epochs=1))
+    files = {path: path.read_bytes() for path in (tmp_path / "run").glob("*.*")}
+    main("quick", tiny(epochs=1))
     assert "done already, after 1 of 1 epochs" in capsys.readouterr().out
     assert files == {path: path.read_bytes() for path in (tmp_path / "run").glob("*.*")}
     assert len(rows(tmp_path / "run")) == 1
@@ -101,6 +101,36 @@ def test_a_run_does_not_go_on_with_other_settings(tiny):
     main("quick", tiny(epochs=1))
     with pytest.raises(InputError, match=r"started with another learning_rate \(0.001, now 0.1\)"):
         main("quick", tiny(epochs=1, learning_rate=0.1))
+
+
+def test_a_run_does_not_go_on_with_another_optimiser(tiny):
+    main("quick", tiny(epochs=2))
+    with pytest.warns(UserWarning, match="only emulates"), pytest.raises(
+            InputError, match=r"backup\.weights\.h5: cannot go on from it \(.*LossScaleOptimizer"):
+        main("quick", tiny("run", "mixed_float16", epochs=2))
+
+
+def test_a_run_goes_on_without_the_network_that_it_started_from(tiny, tmp_path, capsys):
+    main("quick", tiny("first", epochs=1))
+    start = tmp_path / "first" / "model.keras"
+    main("quick", tiny(epochs=1, start=str(start)))
+    start.unlink()
+    capsys.readouterr()
+    main("quick", tiny(epochs=1, start=str(start)))
+    assert "done already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("changes", "complaint"), [
+    ({"seed": -1}, "run.seed: must be at least 0 and below 4294967296, not -1"),
+    ({"seed": 2**32}, "run.seed: must be at least 0 and below 4294967296"),
+    ({"cache": -1}, "run.cache: must be at least 0, not -1"),
+    ({"early_stopping": -1}, "run.early_stopping: must be at least 0, not -1"),
+    ({"replicas": -1}, "run.replicas: must be at least 0, not -1"),
+    ({"snapshots": (3, 0)}, "run.snapshots: must be at least 1, not 0"),
+])
+def test_a_run_s_numbers_are_checked(changes, complaint):
+    with pytest.raises(InputError, match=re.escape(complaint)):
+        RunSettings(**changes).check()
 
 
 def test_settings_that_never_trained_do_not_bind(tiny, tmp_path):

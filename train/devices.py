@@ -16,11 +16,6 @@ LOST = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledE
         tf.errors.DeadlineExceededError, tf.errors.InternalError)  # what a machine meets when another is gone
 
 
-def device_count(replicas: int) -> int:
-    """How many devices of this machine train (see `RunSettings.replicas`)."""
-    return replicas or max(1, len(tf.config.list_physical_devices("GPU")))
-
-
 def strategy(replicas: int = 0, workers: Iterable[str] = ()) -> tf.distribute.Strategy:
     """The `tf.distribute.MirroredStrategy` of so many devices, or one for several machines.
 
@@ -42,7 +37,7 @@ def strategy(replicas: int = 0, workers: Iterable[str] = ()) -> tf.distribute.St
         with _default_signals():
             return tf.distribute.MultiWorkerMirroredStrategy(cluster)
     gpus = tf.config.list_physical_devices("GPU")
-    wanted = device_count(replicas)
+    wanted = replicas or max(1, len(gpus))
     if gpus:
         if wanted > len(gpus):
             raise InputError(f"replicas: {wanted} asked for, but {len(gpus)} GPUs are visible")
@@ -90,7 +85,7 @@ def _place(workers):
     """Which of these addresses, HOST:PORT, is this machine's: the first whose port it can open."""
     for number, address in enumerate(workers):
         host, _, port = address.rpartition(":")
-        if not host or not port.isdigit():
+        if not host or not port.isdigit() or int(port) >= 2**16:
             raise InputError(f"run.workers: each is HOST:PORT, not {address}")
         with contextlib.suppress(OSError), socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

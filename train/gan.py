@@ -68,9 +68,16 @@ class GANTrainer(Trainer):
         return list(self.means.values())
 
     def averaged(self, values: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
-        """Take the values of a step, a dict, into their means over the epoch, and return these."""
+        """Take the values of a step, a dict, into their means over the epoch, and return these.
+
+        Norms of gradients that overflow are left out: in float16, such a step is skipped.
+        """
         for name, value in values.items():
-            self.means[name].update_state(value)
+            if name.endswith("_gradient"):
+                finite = tf.math.is_finite(value)
+                self.means[name].update_state(tf.where(finite, value, 0), tf.cast(finite, value.dtype))
+            else:
+                self.means[name].update_state(value)
         return {name: self.means[name].result() for name in values}
 
 

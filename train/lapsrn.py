@@ -213,6 +213,7 @@ def main(preset: str, settings: Settings) -> None:
     check_range(numbers, "patch", "batch", "filters", "epochs", "steps", least=1)
     check_range(numbers, "patches", least=0)
     check_range(numbers, "ema", least=0, below=1)
+    settings.run.check()
     distribution = strategy(settings.run.replicas, settings.run.workers)
     train, val, test = split_pictures(settings.data, settings.val_pictures, settings.test_pictures,
                                       settings.run.seed, settings.train_pictures)
@@ -226,7 +227,7 @@ def main(preset: str, settings: Settings) -> None:
         raise InputError(f"steps: {patches.total} patches in batches of {settings.batch} are "
                          f"{patches.total // settings.batch} steps an epoch, not {settings.steps}")
     folder = fit(
-        distribution, lambda: trainer(settings), patches, PictureValidation(val), settings, run=settings.run,
+        distribution, trainer, patches, PictureValidation(val), settings, run=settings.run,
         paper="lapsrn", preset=preset, epochs=settings.epochs, steps=settings.steps,
     )
     if folder:

@@ -21,6 +21,7 @@ import math
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, MutableMapping
 from pathlib import Path
 from typing import Any, Literal
@@ -33,7 +34,7 @@ from superres.datasets.batches import input_errors
 from superres.datasets.patches import Patches
 from superres.datasets.pictures import write_picture
 from superres.datasets.thumbnails import Thumbnails
-from superres.errors import InputError
+from superres.errors import InputError, check_range
 from superres.files import whole
 from superres.layers.base import Tensor
 from superres.models.upscaler import at_precision, load
@@ -59,7 +60,7 @@ class RunSettings:
     into logical devices, which tests training on several but does not speed it up."""
     workers: tuple[str, ...] = ()
     """Machines that train together, each HOST:PORT, the port free there: the same command is started on
-    every one. The first keeps the folder. Where the environment has a TF_CONFIG, that is taken."""
+    every one. The first keeps the folder. Empty: those of the environment's TF_CONFIG, if any."""
     seed: int = 0
     """Of weights, patches and augmentation."""
     early_stopping: int = 0
@@ -68,6 +69,13 @@ class RunSettings:
     """MiB of decoded pictures that are kept in memory where the data are shards; all others always are."""
     snapshots: tuple[int, ...] = ()
     """Steps whose network is kept; each must end an epoch."""
+
+    def check(self) -> None:
+        """Raise InputError for numbers that no training can run with."""
+        numbers = {f"run.{name}": value for name, value in vars(self).items()}
+        check_range(numbers, "run.replicas", "run.early_stopping", "run.cache", least=0)
+        check_range(numbers, "run.seed", least=0, below=2**32)  # what NumPy takes
+        check_range({"run.snapshots": min(self.snapshots, default=1)}, least=1)
 
 
 def minimised(optimizer: keras.optimizers.Optimizer, loss: tf.Tensor | float) -> tf.Tensor | float:
@@ -100,6 +108,8 @@ class Trainer(keras.Model):
         super().__init__(**kwargs)
         self.network = network
         self.built = True  # nothing but the networks has weights
+        # Saved with them. An optimiser's steps do not tell: in float16 it skips what overflows.
+        self.epochs_done = keras.Variable(0, dtype="int32", trainable=False, name="epochs_done")
 
     def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         pass
@@ -132,19 +142,20 @@ def run_folder(run: RunSettings, paper: str, preset: str) -> Path:
     return Path(run.folder or Path("runs") / paper / preset)
 
 
-def fit(distribution: tf.distribute.Strategy, build: Callable[[], Trainer], batches: Patches | Thumbnails,
+def fit(distribution: tf.distribute.Strategy, build: Callable[[Any], Trainer], batches: Patches | Thumbnails,
         validation: Validation, settings: Any, *, run: RunSettings, paper: str, preset: str, epochs: int,
         steps: int, callbacks: Iterable[keras.callbacks.Callback] = ()) -> Path | None:
     """Train until `epochs` are done, going on from where the run in its folder stopped.
 
     Args:
         distribution: `train.devices.strategy` of the run's devices and machines.
-        build: Function that returns a compiled trainer, with an `optimizer` of its `network`,
-            which is saved. Whatever else it trains, it builds the optimisers of.
+        build: Function of the settings that returns a compiled trainer, with an `optimizer` of its
+            `network`, which is saved. Whatever else it trains, it builds the optimisers of.
         batches: `datasets.patches.Patches` or the like: `batch`, the size of a batch, and
             `dataset(start)`.
         validation: A `Validation`.
-        settings: The whole settings dataclass, kept in the run's folder.
+        settings: The whole settings dataclass, kept in the run's folder. A run that goes on does
+            without the network that `start` names.
         run: `RunSettings`.
         paper: Name of the paper, for the default folder.
         preset: Name of the preset, for the default folder.
@@ -169,19 +180,27 @@ def fit(distribution: tf.distribute.Strategy, build: Callable[[], Trainer], batc
             raise InputError(
                 f"batch: {batches.batch} does not divide by {distribution.num_replicas_in_sync} replicas"
             )
+        if run.early_stopping and validation.key == "epoch":
+            raise InputError("run.early_stopping: of adversarial training, the last epoch counts as the best")
+        begun = chief and backup.exists()
+        if begun and not several_machines(distribution):  # of which only the first one knows
+            settings = dataclasses.replace(settings, start="")
         with distribution.scope(), _policy(precision):
-            trainer = build()
+            trainer = build(settings)
             trainer.optimizer.build(trainer.network.trainable_variables)
 
-        if chief and backup.exists():
+        if begun:
             try:
-                trainer.load_weights(backup)
+                with warnings.catch_warnings():
+                    # Keras leaves an optimiser as it is that the backup does not fit: float16's.
+                    warnings.filterwarnings("error", "Skipping variable loading")
+                    trainer.load_weights(backup)
             except Exception as error:  # h5py and Keras raise many kinds
                 reason = " ".join(str(error).split())[:160]
                 raise InputError(f"{backup}: cannot go on from it ({reason})") from None
         if several_machines(distribution):
             take_from_chief(distribution, trainer.state())
-        done = int(trainer.optimizer.iterations.numpy()) // steps
+        done = int(trainer.epochs_done.numpy())
         if chief:
             log.rewind(done)
         if any_machine(distribution, done >= epochs or (chief and log.stale(run.early_stopping))):
@@ -217,9 +236,10 @@ def fit(distribution: tf.distribute.Strategy, build: Callable[[], Trainer], batc
                 callbacks=callbacks,
                 verbose=(1 if sys.stdout.isatty() else 2) if chief else 0,
             )
-        if keeper.failure:
+        if any_machine(distribution, bool(keeper.failure)):
             kept = "model.keras holds the best weights before it" if log.rows else "no epoch was finished"
-            raise InputError(f"{folder}: stopped, {keeper.failure}; {kept}")
+            raise InputError(f"{folder}: stopped, {keeper.failure}; {kept}" if chief else
+                             f"{folder}: stopped, the first machine says why")
         return folder if chief else None
 
 
@@ -315,6 +335,7 @@ class Keeper(keras.callbacks.Callback):
         # The backup comes last: a run killed before this line repeats the epoch.
         with whole(self.folder / "backup.weights.h5") as part:
             part.write_bytes(bytes(self.backup_size()))  # on a full disk, HDF5 would crash the process
+            self.model.epochs_done.assign(epoch + 1)
             self.model.save_weights(part)
         done, left = epoch + 1 - self.first, self.params["epochs"] - epoch - 1
         end = (time.perf_counter() - self.began) / done * left  # validation included

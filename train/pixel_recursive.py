@@ -295,11 +295,13 @@ def main(preset: str, settings: Settings) -> None:
                 "data.val_pictures", least=1)
     check_range(numbers, "prior_blocks", least=0)
     check_range(numbers, "data.held_out", least=2)
+    check_range({"data.size * data.scale": settings.data.size * settings.data.scale}, least=7)  # MS-SSIM's
     check_range(numbers, "ema", least=0, below=1)
+    settings.run.check()
     distribution = strategy(settings.run.replicas, settings.run.workers)
     train, val, test = split_thumbnails(settings)
     folder = fit(
-        distribution, lambda: trainer(settings), train, ThumbnailValidation(val, settings.model), settings,
+        distribution, trainer, train, ThumbnailValidation(val, settings.model), settings,
         run=settings.run, paper="pixel_recursive", preset=preset, epochs=settings.epochs,
         steps=settings.steps,
     )

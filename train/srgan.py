@@ -111,7 +111,7 @@ class Settings:
     start_partial: bool = False
     """Start from a generator that has only a part of the layers, such as one of another scale."""
     scratch: bool = False
-    """Begin adversarial training with an untrained generator: no warm-up and no start. It does not
+    """Allow adversarial training of an untrained generator, with --warm-up 0 and no start. It does not
     converge."""
     warm_up: int = 10
     """Epochs on pixels alone."""
@@ -325,6 +325,7 @@ def main(preset: str, settings: Settings) -> None:
     if settings.epochs and not (settings.warm_up or settings.start or settings.scratch):
         raise InputError("warm_up: adversarial training of an untrained generator does not converge; give "
                          "--start a network, or --scratch to try")
+    settings.run.check()
     distribution = strategy(settings.run.replicas, settings.run.workers)
     train, val, test = split_pictures(settings.data, settings.val_pictures, settings.test_pictures,
                                       settings.run.seed)
@@ -338,7 +339,7 @@ def main(preset: str, settings: Settings) -> None:
         quarters = {settings.warm_up + settings.epochs * k // 4 for k in range(5)} - {0}
         run = dataclasses.replace(run, snapshots=tuple(sorted(q * settings.steps for q in quarters)))
     folder = fit(
-        distribution, lambda: trainer(settings), patches, validation, settings, run=run, paper="srgan",
+        distribution, trainer, patches, validation, settings, run=run, paper="srgan",
         preset=preset, epochs=settings.warm_up + settings.epochs, steps=settings.steps,
         callbacks=[Phases(settings.warm_up)],
     )

@@ -31,7 +31,7 @@ from superres.losses import Fidelity, PerceptualEnergy, energy_score, relativist
 from superres.metrics.report import evaluate, table
 from superres.models.srmap import CRITIC_WIDTHS, SIZES, crop_of, discriminator, generator
 from superres.models.upscaler import Upscaler, load
-from superres.train.devices import device_count, is_chief, strategy
+from superres.train.devices import is_chief, strategy
 from superres.train.gan import GANTrainer, GANValidation, TrainingSamples, gradient_norm, penalised
 from superres.train.loop import RunSettings, averaging, fit, minimised, run_folder, start_from
 from superres.train.validation import PictureValidation
@@ -276,14 +276,12 @@ def trainer(settings: Settings) -> SRMAPTrainer:
 def check(settings: Settings) -> None:
     """Raise InputError for settings that cannot be trained with."""
     numbers = vars(settings)
+    settings.run.check()
     check_range(numbers, "batch", "accumulate", "epochs", "steps", "noise_cell", least=1)
     check_range(numbers, "halve", "sample_every", least=0)
     check_range(numbers, "ema", least=0, below=1)
     if not any(getattr(settings, name) for name in OBJECTIVES):
         raise InputError(f"{', '.join(OBJECTIVES)}: one must have a weight")
-    parts = (2 if settings.adversarial else 1) * settings.accumulate * device_count(settings.run.replicas)
-    if settings.batch % parts:
-        raise InputError(f"batch: {settings.batch} does not divide into {parts} parts")
     if settings.adversarial:
         needed = crop_of(SIZES[settings.size][1].get("widths", CRITIC_WIDTHS))
         if settings.crop != needed:
@@ -309,6 +307,9 @@ def main(preset: str, settings: Settings) -> None:
     """
     check(settings)
     distribution = strategy(settings.run.replicas, settings.run.workers)
+    parts = (2 if settings.adversarial else 1) * settings.accumulate * distribution.num_replicas_in_sync
+    if settings.batch % parts:
+        raise InputError(f"batch: {settings.batch} does not divide into {parts} parts")
     train, val, test = split_pictures(settings.data, settings.val_pictures, settings.test_pictures,
                                       settings.run.seed)
     val, test = (list(degraded(part, settings.scale, "bicubic")) for part in (val, test))
@@ -318,7 +319,7 @@ def main(preset: str, settings: Settings) -> None:
     samples = [TrainingSamples(run_folder(settings.run, "srmap", preset), val, settings.sample_every)
                ] if settings.sample_every and is_chief(distribution) else ()
     folder = fit(
-        distribution, lambda: trainer(settings), patches, validation, settings, run=settings.run,
+        distribution, trainer, patches, validation, settings, run=settings.run,
         paper="srmap", preset=preset, epochs=settings.epochs, steps=settings.steps, callbacks=samples,
     )
     if folder:

@@ -201,12 +201,12 @@ except InputError as error:
 # ## Why the perceptual loss stuck
 #
 # The report's PSNR stayed at 6 to 7 dB with VGG19's features as the loss, which was low from the first epoch on. It
-# suspected the luminance repeated three times. Below, the loss sees pictures once as VGG19 expects them (0 to 255, mean
-# subtracted) and once in [0, 1]. The latter explains the low loss: a picture is then some ten thousand times closer to
-# plain grey. But Adam does not mind the scale of a loss, and on aligned pairs the network trains with either, with
-# luminance repeated three times. So neither of the two stuck it. What remains is the pairing of the section above (no
-# feature loss settles on the right brightness when HR is another picture) and deeper layers of VGG19, whose weights
-# were not tried here. Which it was cannot be proved.
+# suspected the luminance repeated three times. Below, the report's network starts from random weights as there, and the loss
+# sees pictures once as VGG19 expects them (0 to 255, mean subtracted) and once in [0, 1]. The latter explains the low
+# loss: a picture is then some ten thousand times closer to plain grey. But Adam does not mind the scale of a loss, and
+# on aligned pairs the network trains with either, with luminance repeated three times. So neither of the two stuck it. What
+# remains is the pairing of the section above (no feature loss settles on the right brightness when HR is another picture)
+# and deeper layers of VGG19, whose weights were not tried here. Which it was cannot be proved.
 
 # %%
 vgg_weights = os.environ.get("SUPERRES_VGG")
@@ -233,11 +233,12 @@ else:
     for kind in (Perceptual, Unscaled):
         patches = Patches([Example("hr", hr) for _, hr in pairs], 2, 32, 8, channels=1)
         keras.utils.set_random_seed(0)
-        model = trainer(reported)
+        model = trainer(dataclasses.replace(reported, initial="glorot"))
         model.compile(optimizer=keras.optimizers.Adam(1e-3), loss=kind("block2_conv2", vgg_weights))
+        before = evaluate(model.network, held_out)["mean"]["psnr_y"]
         model.fit(patches.dataset(), steps_per_epoch=STEPS // 2 + 1, epochs=1, verbose=0, shuffle=False)
-        print(f"{kind.__name__:10} {evaluate(model.network, held_out)['mean']['psnr_y']:6.2f} dB "
-              f"after {STEPS // 2 + 1} steps")
+        print(f"{kind.__name__:10} {before:6.2f} dB at the start, "
+              f"{evaluate(model.network, held_out)['mean']['psnr_y']:6.2f} dB after {STEPS // 2 + 1} steps")
 
 # %% [markdown]
 # ## Training of the shipped networks

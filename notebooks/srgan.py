@@ -15,8 +15,9 @@
 #
 # Ledig et al. (CVPR 2017) found that the network with the best PSNR draws the mean of all pictures that fit, and that the
 # mean is smooth. They let a second network, the discriminator, tell upscaled pictures from real ones, and train the
-# generator to be taken for real. A student report trained it for x2, gave no figure at all, and names one failing: colours
-# change. This notebook gives the figures, shows the failing, and what mends it.
+# generator to be taken for real. A student report trained it for x2, gave no figure at all, and names one failing: "when
+# there is a change in color gradient", which we take for wrong colours. This notebook gives the figures, shows the failing,
+# and what mends it.
 #
 # Set `SUPERRES_DATA` to a folder of test pictures; without it, the photographs that scikit-image installs are used. Set
 # `SUPERRES_SQUEEZENET` to Keras's weights of SqueezeNet 1.1 without its top (.h5) to measure a perceptual distance too.

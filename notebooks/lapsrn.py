@@ -244,7 +244,7 @@ else:
 # ## Training of the shipped networks
 
 # %%
-shipped = ["lapsrn-x2", "lapsrn-x4", "lapsrn-x8", "lapsrn-x2-rgb", "lapsrn-x2-realworld", "lapsrn-x4-realworld"]
+shipped = ["lapsrn-x2", "lapsrn-x2-deep", "lapsrn-x4", "lapsrn-x8", "lapsrn-x2-rgb", "lapsrn-x2-realworld", "lapsrn-x4-realworld"]
 axes = plt.subplots(1, 2, figsize=(11, 3.6))[1]
 for name in shipped:
     with open(WEIGHTS / f"{name}.csv", newline="") as file:

@@ -44,7 +44,7 @@ def split_pictures(sources: Iterable[Path | str], val: int, test: int, seed: int
         train: How many to train on; 0: all that the others leave.
 
     Raises:
-        InputError: if there are too few.
+        InputError: if there are too few, or a number of them is below what it can be.
     """
     check_range({"val_pictures": val}, least=1)
     check_range({"train_pictures": train, "test_pictures": test}, least=0)

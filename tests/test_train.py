@@ -20,7 +20,6 @@ from superres.train.lapsrn import main
 from superres.train.loop import Keeper
 
 STEPS = 3  # an epoch
-OVERFLOWING = 24  # binary logarithm of a loss scale
 
 
 def rows(folder):
@@ -97,7 +96,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights_to_the_bit(tiny, tmp_path, mo
     # In float16 the loss is scaled, and steps are skipped until no gradient overflows.
     scaled = keras.optimizers.LossScaleOptimizer.__init__
     monkeypatch.setattr(keras.optimizers.LossScaleOptimizer, "__init__", functools.partialmethod(
-        scaled, initial_scale=2.0**OVERFLOWING))
+        scaled, initial_scale=2.0**24))
     main("quick", tiny("whole", precision))
     with h5py.File(tmp_path / "whole" / "backup.weights.h5") as file:
         optimizer = file["optimizer"]

@@ -12,7 +12,7 @@ from superres.errors import InputError
 from superres.layers import SubPixelConv2D
 from superres.models.lapsrn import lapsrn
 from superres.train.lapsrn import PRESETS, trainer, with_direct_residual
-from superres.train.loop import take_weights, weights_of
+from superres.train.start import take_weights, weights_of
 
 REPORTED = {"chain": "image", "image_branch": "subpixel", "skip_every": 0, "residual": "features",
             "initial": "glorot"}

@@ -1,4 +1,4 @@
-"""train/loop.py: a network starts from the weights of another."""
+"""train/start.py: a network starts from the weights of another."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ import pytest
 from superres.errors import InputError
 from superres.models.lapsrn import lapsrn
 from superres.train.lapsrn import trainer
-from superres.train.loop import take_weights, weights_of
+from superres.train.start import take_weights, weights_of
 
 
 def test_a_network_starts_from_the_levels_of_another(tiny, tmp_path, randomize):

@@ -27,7 +27,8 @@ from superres.metrics.report import evaluate, table
 from superres.models.lapsrn import direct_residual, lapsrn
 from superres.models.upscaler import Upscaler, load
 from superres.train.devices import strategy
-from superres.train.loop import EpochMean, RunSettings, Trainer, averaging, fit, minimised, start_from
+from superres.train.loop import EpochMean, RunSettings, Trainer, averaging, fit, minimised
+from superres.train.start import start_from
 from superres.train.validation import PictureValidation
 
 
@@ -192,7 +193,7 @@ def trainer(settings: Settings) -> LapSRNTrainer:
 
 def with_direct_residual(given: dict[str, list[np.ndarray]],
                          network: keras.Model) -> dict[str, list[np.ndarray]]:
-    """Weights of layers (`train.loop.weights_of`), two of them put in one where `network` has one.
+    """Weights of layers (`train.start.weights_of`), two of them put in one where `network` has one.
 
     A direct residual layer takes the place of the two layers that amount to it.
     """

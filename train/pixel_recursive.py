@@ -40,8 +40,9 @@ from superres.models.pixel_recursive import conditioning_network, pixel_recursiv
 from superres.models.sampler import draws, networks_of
 from superres.models.upscaler import ThumbnailUpscaler, load, upscaler
 from superres.train.devices import strategy
-from superres.train.loop import EpochMean, RunSettings, Trainer, averaging, fit, minimised, start_from
+from superres.train.loop import EpochMean, RunSettings, Trainer, averaging, fit, minimised
 from superres.train.optimisers import RMSprop
+from superres.train.start import start_from
 from superres.train.validation import Validation
 
 

@@ -30,8 +30,9 @@ from superres.models.srgan import discriminator, generator, start_as_interpolati
 from superres.models.upscaler import Upscaler, load
 from superres.train.devices import strategy
 from superres.train.gan import GANTrainer, GANValidation, gradient_norm, penalised
-from superres.train.loop import RunSettings, averaging, fit, minimised, start_from
+from superres.train.loop import RunSettings, averaging, fit, minimised
 from superres.train.optimisers import TwoPhases
+from superres.train.start import start_from
 from superres.train.validation import PictureValidation
 
 

@@ -33,7 +33,8 @@ from superres.models.srmap import CRITIC_WIDTHS, SIZES, crop_of, discriminator, 
 from superres.models.upscaler import Upscaler, load
 from superres.train.devices import is_chief, strategy
 from superres.train.gan import GANTrainer, GANValidation, TrainingSamples, gradient_norm, penalised
-from superres.train.loop import RunSettings, averaging, fit, minimised, run_folder, start_from
+from superres.train.loop import RunSettings, averaging, fit, minimised, run_folder
+from superres.train.start import start_from
 from superres.train.validation import PictureValidation
 
 

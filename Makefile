@@ -84,6 +84,6 @@ $(VENV)/page: requirements-page.txt $(VENV)/installed
 clean:
 	rm -rf $(VENV) $(VENV)-addons $(VENV)-wheel build dist demo runs
 
-# Run the notebooks and keep their results. SUPERRES_DATA names folders to train on.
+# Run the notebooks and keep their results; README.md has the settings of those that are kept.
 notebooks: $(VENV)/installed
 	cd notebooks && ../$(BIN)/jupytext --to ipynb --execute *.py

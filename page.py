@@ -325,7 +325,7 @@ def build(folder: Path, megapixels: float) -> gr.Blocks:
                 about = gr.Markdown(choose("lapsrn-x4")[0])
                 fast = "does" if native_precision() == "mixed_bfloat16" else "does not"
                 precision = gr.Radio(["float32", "bfloat16"], value="float32", label="Precision", info=(
-                    f"bfloat16 is faster where a processor has it, as this {fast}; loses below 0.02 dB"))
+                    f"bfloat16 is faster where a processor has it, as this {fast}; loses hundredths of a dB"))
                 blend = gr.Slider(0, 1, 0, step=0.1, visible=False, label="From sharpness to PSNR", info=(
                     "0: after adversarial training, 1: before it, between: a blend"), elem_id="blend")
                 with gr.Column(visible=False) as cutting:

@@ -272,7 +272,7 @@ def main(
         white: The value that is white in files of floats or 32 bits that do not say so.
         overwrite: Write over results that are there already.
         skip_existing: Leave out pictures whose results are there already, to go on with a batch.
-        precision: bfloat16 is faster on processors that have it, at a loss below 0.02 dB.
+        precision: bfloat16 is faster on processors that have it, at a loss of some hundredths of a dB.
         engine: What computes the network. auto: OpenVINO where it is installed and faster (pip install
             openvino), TensorFlow elsewhere.
         blend: Interpolate the weights towards those of --blend-with: 0 is MODEL, 1 the other. Between

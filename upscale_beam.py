@@ -82,7 +82,7 @@ class Job:
     suffix: Annotated[str | None, tyro.conf.arg(metavar="TEXT")] = None
     """What is added to a name in place of _xSCALE."""
     precision: Literal["float32", "bfloat16"] = "float32"
-    """bfloat16 is faster on processors that have it, at a loss below 0.02 dB."""
+    """bfloat16 is faster on processors that have it, at a loss of some hundredths of a dB."""
     engine: Engine = "auto"
     """What computes the network. auto: OpenVINO where it is installed and faster, TensorFlow elsewhere."""
     ensemble: bool = False

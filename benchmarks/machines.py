@@ -29,7 +29,7 @@ from superres.train import lapsrn, pixel_recursive
 from superres.train.devices import strategy
 
 SYSTEMS = {
-    "lapsrn": (lapsrn, dataclasses.replace(lapsrn.PRESETS["improved-x2"][1], batch=16), train_lapsrn),
+    "lapsrn": (lapsrn, dataclasses.replace(train_lapsrn.settings_of(2), batch=16), train_lapsrn),
     "pixel_recursive": (pixel_recursive, pixel_recursive.PRESETS["reported"][1], train_pixel_recursive),
 }
 

@@ -15,12 +15,12 @@ import dataclasses
 
 import keras
 from common import interleaved, keras_step, keras_trainer, save, table
-from train_lapsrn import fixed_batch
+from train_lapsrn import fixed_batch, settings_of
 
 from superres.datasets.catalogue import as_needed, is_shards
 from superres.datasets.patches import Patches
 from superres.errors import InputError
-from superres.train.lapsrn import PRESETS, trainer
+from superres.train.lapsrn import trainer
 
 DEGRADATIONS = ("bicubic", "realworld-fresh")
 # Batches that `Patches.dataset` has ready or in work before a timing starts: they do not count.
@@ -58,7 +58,7 @@ def main(data: tuple[str, ...] = ("photos",), scales: tuple[int, ...] = (2, 4), 
     examples = list(as_needed(data))
     rows = []
     for scale in scales:
-        settings = PRESETS[f"improved-x{scale}"][1]
+        settings = settings_of(scale)
         batch = fixed_batch(settings)
         functions = {
             precision: keras_step(keras_trainer(trainer, settings, precision), batch)

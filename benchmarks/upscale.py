@@ -23,6 +23,7 @@ import torch_lapsrn
 import torch_srgan
 from common import flop, interleaved, native, peak_functions, randomise, save, table
 from torch_lapsrn import to_torch
+from train_lapsrn import settings_of
 
 from superres.datasets.catalogue import load
 from superres.datasets.degradations import degraded
@@ -31,18 +32,18 @@ from superres.errors import InputError
 from superres.metrics import quality
 from superres.models import engine, upscaler
 from superres.models.srgan import generator
-from superres.train.lapsrn import PRESETS, trainer
+from superres.train.lapsrn import trainer
 
 # The network in PyTorch, what compares it with ours, and ours.
 PAPERS = {
     "lapsrn": (torch_lapsrn.LapSRN, torch_lapsrn.check,
-               lambda scale: trainer(PRESETS[f"improved-x{scale}"][1]).network),
+               lambda scale: trainer(settings_of(scale)).network),
     "srgan": (torch_srgan.Generator, torch_srgan.check, generator),
 }
 
 
 def network_of(paper, scale):
-    """The network of the preset improved-xN with random weights."""
+    """The network of the preset improved-xN, at the paper's depth, with random weights."""
     keras.utils.set_random_seed(0)
     network = PAPERS[paper][2](scale)
     randomise(network)

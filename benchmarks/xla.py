@@ -29,7 +29,7 @@ GAN = ["loss", "discriminator"]
 
 def steps():
     """(system, its module of train/, settings, its benchmark, names of losses) of each."""
-    yield ("lapsrn", lapsrn_training, lapsrn_training.PRESETS["improved-x2"][1], train_lapsrn, ["loss"])
+    yield ("lapsrn", lapsrn_training, train_lapsrn.settings_of(2), train_lapsrn, ["loss"])
     yield ("srgan", srgan_training, srgan_training.Settings(scale=4, crop=48, batch=16), train_srgan, GAN)
     yield ("srmap", srmap_training, dataclasses.replace(
         srmap_training.REPORTED, size="reduced", crop=96, batch=16, ema=0.0, reuse=False), srmap, GAN)

@@ -179,7 +179,9 @@ def _downsampling_taps(scale):
 
 
 def _mirrored(x, axis, count):
-    """Continue an axis symmetrically by `count` on both sides."""
+    """Continue an axis symmetrically by `count` on both sides; a ValueError if it is shorter than that."""
+    if x.shape[axis] is not None and x.shape[axis] < count:
+        raise ValueError(f"a picture must measure at least {count} pixels here, not {x.shape[axis]}")
     # The torch backend takes ops.pad's "symmetric" for "replicate": mirror by hand.
     before = (slice(None),) * axis
     first, last = x[(*before, slice(None, count))], x[(*before, slice(-count, None))]

@@ -35,7 +35,7 @@ class SpectralConv2D(keras.layers.Conv2D):
         super().build(input_shape)
         self.u = self.add_weight(
             name="u", shape=(self.filters,), trainable=False, aggregation="only_first_replica",
-            initializer=keras.initializers.RandomNormal(1.0),
+            initializer=keras.initializers.RandomNormal(stddev=1.0),
         )
 
     def call(self, inputs: Tensor, training: bool = False) -> Tensor:

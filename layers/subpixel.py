@@ -47,6 +47,9 @@ class SubPixelConv2D(keras.layers.Conv2D):
         **kwargs: Anything `keras.layers.Conv2D` takes, except `strides`,
             `data_format` and `groups`.
 
+    Raises:
+        ValueError: for a scale below 1, strides or groups.
+
     Example:
         >>> SubPixelConv2D(64, 3, scale=2)(keras.ops.ones((1, 8, 8, 16))).shape
         (1, 16, 16, 64)
@@ -65,6 +68,8 @@ class SubPixelConv2D(keras.layers.Conv2D):
             filters * scale**2, kernel_size, padding=padding, data_format="channels_last",
             kernel_initializer=ICNR(initializer, scale) if icnr else initializer, **kwargs,
         )
+        if {*self.strides, self.groups} != {1}:
+            raise ValueError("strides and groups must be 1")
         self.scale = scale
         self.icnr = icnr
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import keras
 from keras import ops
 
+from superres.errors import InputError
 from superres.layers.base import Tensor
 from superres.losses.perceptual import to_vgg, vgg
 
@@ -53,6 +54,9 @@ class PerceptualEnergy:
     def __init__(self, weights: Path | str = "imagenet",
                  layers: Sequence[str] = ("block1_conv2", "block2_conv2", "block3_conv1")) -> None:
         deepest = vgg(layers[-1], weights)
+        for name in layers:
+            if name not in {layer.name for layer in deepest.layers}:
+                raise InputError(f"{name}: no layer of VGG before {layers[-1]}, which must be the deepest")
         self.features = keras.Model(deepest.input, [deepest.get_layer(name).output for name in layers])
 
     def __call__(self, hr: Tensor, one: Tensor, other: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ class Fidelity(Configured, keras.losses.Loss):
     Takes LR (B, H, W, C) and SR (B, sH, sW, C), values in [0, 1]; one value a picture.
 
     Args:
-        scale: SR's size over LR's.
+        scale: SR's size over LR's, even. SR must measure at least 3 scale / 2 each way.
     """
 
     def __init__(self, scale: int, name: str = "fidelity", **kwargs) -> None:

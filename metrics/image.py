@@ -59,7 +59,7 @@ def ms_ssim(reference: np.ndarray, picture: np.ndarray) -> float:
     """Multi-scale structural similarity of one picture, (H, W, C) in [0, 1] or uint8.
 
     Wang's five scales with a window of 11 need 161 pixels. This definition exists from
-    7 x 7 on: a Gaussian window of 7 with sigma 1.5 (11 where the five scales fit it), as
+    7 x 7 on: a Gaussian window of 7 with sigma 1.5, or of 11 from 161 pixels on, as
     many of the five scales as leave the window room (three at 32 x 32), their exponents
     divided by their sum. K1, K2 and valid windows as in `ssim`, scales halved by the mean
     of 2 x 2; each channel by itself, then their mean. As `tf.image.ssim_multiscale` with
@@ -75,8 +75,8 @@ def ms_ssim(reference: np.ndarray, picture: np.ndarray) -> float:
     smallest = min(reference.shape[:2])
     if smallest < 7:
         raise ValueError(f"multi-scale SSIM needs pictures of 7 x 7 pixels, not {reference.shape}")
-    size = 11 if smallest >= 11 * 16 else 7
-    scales = min(5, int(np.log2(smallest // size)) + 1)
+    size = 11 if smallest >= 161 else 7
+    scales = min(5, int(np.log2((smallest - 1) // (size - 1))) + 1)  # odd sizes are halved upwards
     exponents = np.array([0.0448, 0.2856, 0.3001, 0.2363, 0.1333][:scales])
     result = 1
     for number, exponent in enumerate(exponents / exponents.sum(), start=1):

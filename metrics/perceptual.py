@@ -16,6 +16,7 @@ from superres.errors import InputError
 
 SMALLEST = 64  # smaller pictures are continued symmetrically up to this size
 
+_CONVOLUTIONS = {"alex": [0, 3, 6, 8, 10], "vgg": [0, 2, 5, 7, 10, 12, 14, 17, 19, 21, 24, 26, 28]}
 # (squeeze, expand) channels of SqueezeNet 1.1's fire modules 2 to 9; pooling before 2, 4 and 6.
 _FIRES = ((16, 64), (16, 64), (32, 128), (32, 128), (48, 192), (48, 192), (64, 256), (64, 256))
 _MEAN_BGR = np.array((104, 117, 123), "float32")
@@ -95,11 +96,13 @@ class LPIPS(_FeatureDistance):
         try:
             state = torch.load(path, map_location="cpu", weights_only=True)
             self.kind = {11: "alex", 3: "vgg"}[state["features.0.weight"].shape[-1]]
-            # Convolutions by their number in torchvision's `features`; activations count too.
+            # By their number in torchvision's `features`, where activations count too.
             self.convolutions = {
                 int(name.split(".")[1]): (weight, state[name.replace("weight", "bias")])
                 for name, weight in state.items() if name.startswith("features.") and weight.ndim == 4
             }
+            if sorted(self.convolutions) != _CONVOLUTIONS[self.kind]:  # VGG19's would fit the heads, too
+                raise ValueError(f"it has convolutions {sorted(self.convolutions)}")
             # The package itself is not imported: it needs torchvision, only to download the backbone.
             heads = Path(find_spec("lpips").origin).parent / "weights" / "v0.1" / f"{self.kind}.pth"
             heads = torch.load(heads, map_location="cpu", weights_only=True)

@@ -60,7 +60,8 @@ class ImageUpscaler:
         Args:
             image: (H, W), (H, W, 1) or (H, W, 3), uint8 or float in [0, 1], from 1 x 1 on; a
                 `PIL.Image`; or a `datasets.pictures.Picture`. Alpha is upscaled by bicubic
-                interpolation.
+                interpolation; networks of one size leave it out. Floats a little beyond [0, 1],
+                as interpolation makes them, are taken.
             samples: How many to draw, for networks that do; None: one.
             options: Those of `draw`.
 
@@ -81,8 +82,8 @@ class ImageUpscaler:
         Args:
             temperature: For networks that draw samples: what the noise is multiplied by, 1 (the
                 default) as in training, 0 for none; of networks of one size, what the logits
-                are, 1 for the model itself, more for sharper samples, infinity for the most
-                probable values.
+                are, 1 for the model itself, more for samples that vary less, infinity for the
+                most probable values.
             seed: For the same: which noise, from 0 (the default) to 2^31 - 1. Networks with noise
                 draw their samples from the seeds `seed`, `seed` + 1 and so on.
             tile: For networks of any size: compute squares of so many LR pixels at a time, which
@@ -243,6 +244,9 @@ def _opened(image):
         raise InputError(f"image: must be (H, W), (H, W, 1) or (H, W, 3), not {pixels.shape}")
     if pixels.dtype != np.uint8 and pixels.dtype.kind != "f":
         raise InputError(f"image: must be uint8, or float in [0, 1], not {pixels.dtype}")
+    if pixels.dtype != np.uint8 and not (pixels.min() > -0.5 and pixels.max() < 1.5):  # 0..255, or NaN
+        raise InputError(f"image: floats must lie in [0, 1], not go from {pixels.min():.3g} to "
+                         f"{pixels.max():.3g}")
     if pixels.ndim == 2:
         return Picture(pixels[..., None]), lambda picture: picture.pixels[..., 0]
     return Picture(pixels), lambda picture: picture.pixels

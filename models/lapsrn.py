@@ -57,9 +57,9 @@ def lapsrn(
         name: The network's name.
 
     Raises:
-        InputError: for another scale, a number of depths that differs from the number
-            of levels, a depth that `skip_every` does not divide, or a chain of pictures
-            in RGB.
+        InputError: for another scale or word than those named, a number of depths that differs
+            from the number of levels, a depth that `skip_every` does not divide, or a chain of
+            pictures in RGB.
 
     Example:
         >>> network = lapsrn(scale=4)
@@ -72,6 +72,10 @@ def lapsrn(
     """
     if scale not in SCALES:
         raise InputError(f"scale must be one of {SCALES}, not {scale}")
+    for word, choices in ((chain, ("features", "image")), (image_branch, ("bicubic", "subpixel")),
+                          (residual, ("direct", "features")), (initial, ("interpolation", "glorot"))):
+        if word not in choices:
+            raise InputError(f"{word}: must be {' or '.join(choices)}")
     levels = SCALES.index(scale) + 1
     depths = [depth] * levels if isinstance(depth, int) else list(depth)
     if len(depths) != levels:
@@ -87,8 +91,9 @@ def lapsrn(
     def conv(width, **kwargs):
         return layers.Conv2D(width, 3, padding="same", kernel_initializer=feature, **kwargs)
 
-    def subpixel(filters, size, initializer, name):
-        return SubPixelConv2D(filters, size, icnr=interpolation, kernel_initializer=initializer, name=name)
+    def subpixel(filters, size, initializer, name, **kwargs):
+        return SubPixelConv2D(filters, size, icnr=interpolation, kernel_initializer=initializer, name=name,
+                              **kwargs)
 
     image = inputs = layers.Input((None, None, channels), name="lr")
     features = conv(filters, name="head")(image) if chain == "features" else image
@@ -110,11 +115,11 @@ def lapsrn(
                 channels, 3, padding="same", kernel_initializer=last, name=f"level{level}_residual"
             )(x)
 
-        # Image reconstruction; the sum is float32 whatever the precision of the features
+        # Image reconstruction, in float32 whatever the precision of the features
         if image_branch == "bicubic":
             image = BicubicUpsampling2D(2, dtype="float32", name=f"level{level}_image")(image)
         else:
-            image = subpixel(channels, 3, "glorot_uniform", f"level{level}_image")(image)
+            image = subpixel(channels, 3, "glorot_uniform", f"level{level}_image", dtype="float32")(image)
         image = layers.Add(dtype="float32", name=f"level{level}_sr")([image, detail])
         outputs.append(image)
         features = x if chain == "features" else image

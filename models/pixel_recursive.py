@@ -77,7 +77,7 @@ def conditioning_network(
         name: The network's name.
 
     Raises:
-        InputError: for another scale, norm or head.
+        InputError: for another scale, norm or head, or no size with a softmax head.
     """
     if scale not in (2, 4, 8):
         raise InputError(f"scale: must be 2, 4 or 8, not {scale}")
@@ -85,6 +85,8 @@ def conditioning_network(
         raise InputError(f"norm: must be one of {', '.join(NORMS)}, not {norm}")
     if head not in ("softmax", "gaussian"):
         raise InputError(f"head: must be softmax or gaussian, not {head}")
+    if not size and head == "softmax":
+        raise InputError("size: must be given with a softmax head")
     initializer = keras.initializers.get(initializer)
 
     def conv(filters, kernel_size, **kwargs):

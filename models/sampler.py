@@ -35,8 +35,8 @@ def draw(logits: Tensor, noise: Tensor, temperature: Tensor) -> Tensor:
         logits: (..., levels).
         noise: (...), uniform in [0, 1).
         temperature: What the logits are multiplied by, (...) or anything that
-            broadcasts: 1 samples the model, more is sharper, infinity takes the
-            largest.
+            broadcasts: 1 samples the model, more is sharper, from a million on the largest
+            is taken, of equals the first.
 
     Returns:
         (...) int32 in 0..levels - 1.
@@ -50,7 +50,9 @@ def draw(logits: Tensor, noise: Tensor, temperature: Tensor) -> Tensor:
     # A level of probability zero is never drawn: noise stays far enough below one for the
     # product to stay below the total, and zero noise passes levels of weight zero.
     threshold = ops.expand_dims(ops.minimum(noise, 1 - 2**-22), -1) * below[..., -1:]
-    return ops.sum(ops.cast(below <= threshold, "int32"), -1)
+    drawn = ops.sum(ops.cast(below <= threshold, "int32"), -1)
+    # Of levels nearly or just as probable, the noise would choose.
+    return ops.where(ops.greater_equal(temperature, GREEDY), ops.cast(ops.argmax(logits, -1), "int32"), drawn)
 
 
 def draws(network: keras.Model) -> bool:

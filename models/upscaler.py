@@ -15,7 +15,7 @@ from typing import Literal
 import keras
 import numpy as np
 
-from superres.datasets.pictures import Picture, to_float, to_uint8
+from superres.datasets.pictures import Picture, fill_invisible, to_float, to_uint8
 from superres.datasets.thumbnails import Crop, thumbnail
 from superres.errors import InputError
 from superres.layers import ConsistentPicture  # and registers all layers that saved networks hold
@@ -104,7 +104,7 @@ class NoisyUpscaler(Upscaler):
     def check(self, samples: int | None = None, temperature: float | None = None, seed: int | None = None,
               tile: int | None = None, ensemble: bool = False, crop: Crop | None = None) -> None:
         super().check(samples, temperature, seed, tile, ensemble, crop)
-        if temperature is not None and np.isinf(temperature):
+        if temperature is not None and temperature > float(np.finfo("float32").max):
             raise InputError("temperature: must be finite, noise is multiplied by it")
 
     def feed(self, lr: Tensor, temperature: Tensor, seed: Tensor, origin: Tensor) -> list[Tensor]:
@@ -133,9 +133,13 @@ class ThumbnailUpscaler(Upscaler):
         return self._sample(lr, temperature, seed, samples, rows=rows)
 
     def _drawn(self, picture, samples, temperature, seed, tile, ensemble, crop, progress):
-        lr = thumbnail(to_uint8(picture.pixels), self.lr_size, self.channels, crop)
+        pixels = fill_invisible(picture).pixels
+        lr = thumbnail(to_uint8(pixels), self.lr_size, self.channels, crop)
         for (sr,) in self.sample(lr[None], temperature, seed, samples):
-            yield Picture(sr if picture.pixels.dtype == np.uint8 else to_float(sr))
+            if pixels.shape[-1] < self.channels:
+                sr = to_uint8(to_float(sr).mean(-1, keepdims=True))
+            sr = sr.repeat(pixels.shape[-1] // sr.shape[-1], -1)
+            yield Picture(sr if pixels.dtype == np.uint8 else to_float(sr), None, picture.info)
 
 
 def upscaler(network: keras.Model) -> Upscaler:
@@ -207,7 +211,7 @@ def load_blended(path: Path | str, precision: Literal["float32", "bfloat16"] = "
         other: The other network, a .keras file of the same structure.
 
     Raises:
-        InputError: also if the two differ in structure.
+        InputError: also if the shapes of their weights differ. What else differs is not seen.
 
     Source: Wang et al., "ESRGAN", 2018, section 3.4.
     """
@@ -229,17 +233,20 @@ def at_precision(network: Upscaler, precision: Literal["float32", "bfloat16"]) -
     """A copy of a network and its weights that computes in `"float32"` or `"bfloat16"`.
 
     Weights stay float32. Layers that make an output stay float32 too, and so do those
-    without weights that hand images on, so that the 8 bits of the image survive
+    that hand images on or make images of images, so that the 8 bits of the image survive
     bfloat16's 8 bits of mantissa.
     """
     policy = {"float32": "float32", "bfloat16": "mixed_bfloat16"}[precision]
     parts = [network, *(part for part in network.layers if isinstance(part, keras.Model))]
     last = {id(tensor._keras_history.operation) for part in parts for tensor in part.outputs}
 
+    def are_images(tensors):
+        return all(tensor.shape[-1] in (1, 3) for tensor in keras.tree.flatten(tensors))
+
     def clone(layer):
         config = layer.get_config()
         if "dtype" in config and not isinstance(layer, keras.layers.InputLayer):
-            image = not layer.weights and layer.output.shape[-1] in (1, 3)
+            image = are_images(layer.output) and (are_images(layer.input) or not layer.weights)
             config["dtype"] = "float32" if image or id(layer) in last else policy
         return type(layer).from_config(config)
 

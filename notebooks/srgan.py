@@ -19,8 +19,8 @@
 # there is a change in color gradient", which we take for wrong colours. This notebook gives the figures, shows the failing,
 # and what mends it.
 #
-# Set `SUPERRES_DATA` to a folder of test pictures; without it, the photographs that scikit-image installs are used. Set
-# `SUPERRES_SQUEEZENET` to Keras's weights of SqueezeNet 1.1 without its top (.h5) to measure a perceptual distance too.
+# Set `SUPERRES_TEST` to a folder of test pictures (the results below are of Set5); without it, the photographs that scikit-image
+# installs are used. Set `SUPERRES_SQUEEZENET` to Keras's weights of SqueezeNet 1.1 without its top (.h5) to measure a perceptual distance too.
 # `SUPERRES_QUICK=1` measures a few small crops only.
 
 # %%
@@ -49,7 +49,7 @@ from superres.train.gan import curves
 
 QUICK = bool(os.environ.get("SUPERRES_QUICK"))
 WEIGHTS = Path(superres.__file__).parent / "weights"
-photos = list(load(os.environ.get("SUPERRES_DATA", "photos"), "test"))
+photos = list(load(os.environ.get("SUPERRES_TEST", "photos"), "test"))
 if QUICK:
     photos = [photo._replace(hr=photo.hr[:96, :96]) for photo in photos[:2]]
 pairs = {scale: list(degraded(photos, scale, "bicubic")) for scale in (2, 4)}
@@ -112,7 +112,8 @@ drawn_curves("srgan-x2")
 
 # %% [markdown]
 # The report's own training, whole: ten epochs of warm-up (left of the dotted line) and 40 of adversarial training. The
-# discriminator tells nearly every pair from the second epoch on, and the generator's adversarial loss only grows.
+# discriminator tells nearly every pair from its second epoch on (98 % and more), and the generator's adversarial loss grows to ten
+# times what it was.
 
 # %%
 drawn_curves("srgan-x2-reported", warm_up=10)
@@ -126,23 +127,27 @@ drawn_curves("srgan-x2-reported", warm_up=10)
 # %% [markdown]
 # ## What the networks draw
 #
-# The busiest part of each picture, x4: bicubic interpolation, SRResNet (the generator after the warm-up), SRGAN, and the
-# truth.
+# The busiest part of each picture: bicubic interpolation, SRResNet (the generator after the warm-up), SRGAN, and the
+# truth, at x4; then at x2, beside the report's own training, whose patterns are finer than SR's texture.
 
 # %%
 networks = {(kind, scale): upscaler.load(WEIGHTS / f"{kind}-x{scale}.keras")
             for kind in ("srresnet", "srgan") for scale in (2, 4)}
+reported = upscaler.load(WEIGHTS / "srgan-x2-reported.keras")
 drawn = {(kind, scale): [network.upscale(lr) for _, lr, _ in pairs[scale]]
-         for (kind, scale), network in networks.items()}
-rows = []
-for i, (name, lr, hr) in enumerate(pairs[4][:4]):
-    crop = min(32, *lr.shape[:2])
-    top, left = (4 * n for n in busiest(lr, crop))
-    window = slice(top, top + 4 * crop), slice(left, left + 4 * crop)
-    methods = {"bicubic": imresize(lr, 4), "SRResNet": drawn["srresnet", 4][i], "SRGAN": drawn["srgan", 4][i]}
-    rows.append([(f"{title} {quality(hr, picture, 4)['psnr_y']:.2f} dB", picture[window])
-                 for title, picture in methods.items()] + [(name, hr[window])])
-show(rows)
+         for (kind, scale), network in {("reported", 2): reported, **networks}.items()}
+TITLES = {"reported": "reported", "srresnet": "SRResNet", "srgan": "SRGAN"}
+for scale, count in ((4, 4), (2, 3)):
+    rows = []
+    for i, (name, lr, hr) in enumerate(pairs[scale][:count]):
+        crop = min(128 // scale, *lr.shape[:2])
+        top, left = (scale * n for n in busiest(lr, crop))
+        window = slice(top, top + scale * crop), slice(left, left + scale * crop)
+        methods = {"bicubic": imresize(lr, scale)}
+        methods |= {title: drawn[kind, scale][i] for kind, title in TITLES.items() if (kind, scale) in drawn}
+        rows.append([(f"{title} {quality(hr, picture, scale)['psnr_y']:.2f} dB", picture[window])
+                     for title, picture in methods.items()] + [(f"{name} x{scale}", hr[window])])
+    show(rows)
 
 # %% [markdown]
 # The figures that the report does not give: means over the pictures. A GAN pays for its sharpness in PSNR, as the paper's
@@ -158,8 +163,9 @@ for (kind, scale), network in networks.items():
 # %% [markdown]
 # ## Between PSNR and sharpness
 #
-# The two generators are trained one from the other, so their weights can be interpolated: `--blend` in `upscale.py` and
-# `evaluate.py`. Sharpness here is the mean gradient of the picture over the truth's: 1 is as sharp as the truth.
+# SRGAN is trained from SRResNet, so their weights can be interpolated (`--blend` in `upscale.py` and `evaluate.py`): 0 is SRGAN,
+# 1 SRResNet. Drawn is the distance to the truth, smaller is nearer, or where SqueezeNet's weights are not given, sharpness: the
+# mean gradient of the picture over the truth's, 1 is as sharp.
 
 # %%
 def sharpness(hr, sr):
@@ -186,6 +192,7 @@ for axis, scale in zip(axes, (2, 4), strict=True):
     axis.plot(decibels, far, marker="o")
     for blend, x, y in points[:: len(points) // 2]:
         axis.annotate(f"blend {blend:.1f}", (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+    axis.margins(x=0.15, y=0.1)  # room for the labels
     axis.set_xlabel(f"PSNR-Y, x{scale}")
     axis.set_ylabel("SqueezeNet distance (uncalibrated)" if distances else "sharpness")
 plt.show()
@@ -201,10 +208,9 @@ plt.show()
 # `colour` in the tables above is its mean over the smoothest quarter of the pixels.
 
 # %%
-reported = upscaler.load(WEIGHTS / "srgan-x2-reported.keras")
 rows, errors = [], []
-for i, (name, lr, hr) in enumerate(pairs[2]):
-    pictures = {"reported": reported.upscale(lr), "improved": drawn["srgan", 2][i]}
+for i, (name, _, hr) in enumerate(pairs[2]):
+    pictures = {"reported": drawn["reported", 2][i], "improved": drawn["srgan", 2][i]}
     errors.append([(colour_error(hr, sr), quality(hr, sr, 2)["lr_psnr"]) for sr in pictures.values()])
     maps = {title: uniform_filter(sr.astype("float64") - hr, (9, 9, 0)) for title, sr in pictures.items()}
     rows.append([(name, hr)] + [
@@ -218,9 +224,8 @@ for title, (error, decibels) in zip(("reported", "improved"), np.mean(errors, 0)
 # %% [markdown]
 # ## Successes and failures
 #
-# Of all patches of 96 x 96 pixels, x4: those where SRGAN comes closest to the truth beside SRResNet (above), and those
-# where it invents most wrongly (below), by the difference of their mean square errors. Regular structures finer than LR
-# can show, such as letters and weaves, are where it invents.
+# Of all patches of 96 x 96 pixels with something to see, x4: one of each of three pictures where SRGAN's mean square error is least
+# beside SRResNet's (above), and one of each of three where it is largest (below).
 
 # %%
 patches = []
@@ -233,8 +238,18 @@ for i, (_, _, hr) in enumerate(pairs[4]):
             if hr[window].std() > 30:  # something to see
                 patches.append((errors[1] / errors[0], i, window))
 patches.sort(key=lambda patch: patch[0])
+
+
+def of_different_pictures(patches, count=3):
+    """The first `count` patches, no two of one picture."""
+    first = {}
+    for patch in patches:
+        first.setdefault(patch[1], patch)
+    return [*first.values()][:count]
+
+
 rows = []
-for _, i, window in [*patches[:3], *patches[-3:]]:
+for _, i, window in of_different_pictures(patches) + of_different_pictures(patches[::-1]):
     _, lr, hr = pairs[4][i]
     rows.append([("bicubic", imresize(lr, 4)[window]), ("SRResNet", drawn["srresnet", 4][i][window]),
                  ("SRGAN", drawn["srgan", 4][i][window]), ("truth", hr[window])])

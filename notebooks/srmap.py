@@ -33,8 +33,8 @@
 # layers at LR's size draw their noise for places four pixels apart, so that samples differ in regions and not only from pixel to
 # pixel. (Noise of single LR pixels became rings as large as they are, which shrink to nothing: the projection cannot see them.)
 #
-# Set `SUPERRES_DATA` to a folder of test pictures; without it, the photographs that scikit-image installs are used. Set
-# `SUPERRES_SQUEEZENET` to Keras's weights of SqueezeNet 1.1 without its top (.h5) to measure the diversity S10 too.
+# Set `SUPERRES_TEST` to a folder of test pictures (the results below are of Set5); without it, the photographs that scikit-image
+# installs are used. Set `SUPERRES_SQUEEZENET` to Keras's weights of SqueezeNet 1.1 without its top (.h5) to measure the diversity S10 too.
 # `SUPERRES_QUICK=1` measures a few small crops only.
 
 # %%
@@ -66,7 +66,7 @@ from superres.train.gan import curves
 
 QUICK = bool(os.environ.get("SUPERRES_QUICK"))
 WEIGHTS = Path(superres.__file__).parent / "weights"
-photos = list(load(os.environ.get("SUPERRES_DATA", "photos"), "test"))
+photos = list(load(os.environ.get("SUPERRES_TEST", "photos"), "test"))
 if QUICK:
     photos = [photo._replace(hr=photo.hr[:96, :96]) for photo in photos[:2]]
 pairs = list(degraded(photos, 4, "bicubic"))
@@ -162,8 +162,8 @@ for name, lr, hr in pairs[:3]:
 # ## Temperature
 #
 # The noise is multiplied by it: 0 draws one picture for all seeds, 1 is what was trained. The lower, the less samples differ, and the
-# nearer each is to the truth: PSNR and distance of single samples against the diversity score, over two pictures. At 1 there is
-# the most texture, and some of it where there is none in HR, around mouths for one; about half of that is a good picture.
+# higher is the PSNR of each: PSNR and distance of single samples against the diversity score, over two pictures. The distance is least
+# in between. At 1 there is the most texture, and some of it where there is none in HR; about half of that is a good picture.
 
 # %%
 TEMPERATURES = (0, 0.3, 0.6, 1)
@@ -198,10 +198,12 @@ for title in ("reported", "reported, projected", "improved"):
 show([row], 3.2)
 
 # %% [markdown]
-# ## Structured regions
+# ## Structured regions, hair and fur
 #
-# Windows, fences, edges: where gradients are strong and of one direction (the coherence of the structure tensor). Before the
-# adversarial training, after the reported one and after the improved one, at temperature 1 and at half of it.
+# Pictures of the photographs that scikit-image installs, before the adversarial training, after the reported one and after the
+# improved one, at temperature 1 and at half of it. First where gradients are strong and of one direction (the coherence of the
+# structure tensor): edges, a tripod. Then hair, fur and the grain of wood. The reported network draws stripes beside vertical
+# edges, the improved one grain in patches. Hair and fur, which the report's full-size network recovers, neither does.
 
 # %%
 def structure(hr, size=112):
@@ -217,32 +219,40 @@ def structure(hr, size=112):
     return score.max(), (slice(top, top + size), slice(left, left + size))
 
 
-rows = []
-for name, lr, hr in sorted(pairs, key=lambda pair: -structure(pair[2])[0])[:4]:
-    at = structure(hr)[1]
-    rows.append([("bicubic", imresize(lr, 4)[at])] + [
+def compared(name, lr, hr, at):
+    """A row of pictures, cut out at `at`."""
+    return [("bicubic", imresize(lr, 4)[at])] + [
         (title, network.upscale(lr)[at]) for title, network in networks.items()
-    ] + [("improved, temperature 0.5", networks["improved"].upscale(lr, temperature=0.5, seed=0)[at]), (name, hr[at])])
-show(rows, 2.0)
+    ] + [("improved, temperature 0.5", networks["improved"].upscale(lr, temperature=0.5, seed=0)[at]), (name, hr[at])]
+
+
+scenes = list(degraded([scene._replace(hr=scene.hr[:96, :96]) if QUICK else scene
+                        for scene in load("photos", "test", limit=1 if QUICK else None)], 4, "bicubic"))
+show([compared(name, lr, hr, structure(hr)[1]) for name, lr, hr in scenes], 2.0)
+
+# %%
+PLACES = {"astronaut": (16, 168), "chelsea": (8, 96), "coffee": (240, 420)}  # hair, fur, wood
+show([compared(name, lr, hr, tuple(slice(n, n + 112) for n in PLACES[name]))
+      for name, lr, hr in scenes if name in PLACES], 2.0)
 
 # %% [markdown]
 # ## Failures
 #
-# Of all squares of 96 pixels with something to see, those where the *best* of four samples errs most beside L1, by mean square error.
-# Letters, weaves and faces are finer than LR can show: samples differ there, and none is right. What cannot be told comes out as
-# grain: the discriminator of so short a training asks for texture, not for its form.
+# In each picture, the square of 96 pixels with something to see where the *best* of four samples errs most beside L1, by mean square
+# error: the worst four of them. What is finer than LR can show comes out as grain, of which the samples differ and none is right: the
+# discriminator of so short a training asks for texture, not for its form.
 
 # %%
-patches = []
-for i, (_, lr, hr) in enumerate(pairs):
+worst = []
+for _, lr, hr in [*scenes, *pairs]:
     samples = [networks["improved"].upscale(lr, seed=seed) for seed in range(2 if QUICK else 4)]
-    plain = networks["L1"].upscale(lr)
+    plain, patches = networks["L1"].upscale(lr), []
     for top in range(0, hr.shape[0] - 95, 96):
         for left in range(0, hr.shape[1] - 95, 96):
             at = slice(top, top + 96), slice(left, left + 96)
             errors = [np.square(sr[at].astype("float64") - hr[at]).mean() for sr in (plain, *samples)]
             if hr[at].std() > 30:
-                patches.append((min(errors[1:]) / errors[0], i, [("L1", plain[at]), *(
-                    (f"seed {k}", sample[at]) for k, sample in enumerate(samples[:3])), ("truth", hr[at])]))
-patches.sort(key=lambda patch: -patch[0])
-show([row for _, _, row in patches[:4]], 2.2)
+                patches.append((min(errors[1:]) / errors[0], [("L1", plain[at]), *(
+                    (f"seed {k}", sample[at]) for k, sample in enumerate(samples)), ("truth", hr[at])]))
+    worst += sorted(patches, key=lambda patch: -patch[0])[:1]
+show([row for _, row in sorted(worst, key=lambda patch: -patch[0])[:4]], 2.0)

@@ -118,9 +118,12 @@ def test_sub_pixel_convolution_is_a_good_layer(run_layer_test, scale):
     )
 
 
-def test_sub_pixel_convolution_refuses_scale_0():
-    with pytest.raises(ValueError, match="scale must be at least 1, not 0"):
-        SubPixelConv2D(3, 3, scale=0)
+@pytest.mark.parametrize(("wrong", "message"), [
+    ({"scale": 0}, "scale must be at least 1, not 0"), ({"strides": 2}, "strides and groups must be 1"),
+    ({"groups": 3}, "strides and groups must be 1")])
+def test_sub_pixel_convolution_refuses_what_it_cannot_do(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        SubPixelConv2D(3, 3, **wrong)
 
 
 @pytest.mark.parametrize("scale", [2, 3])

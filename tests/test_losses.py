@@ -204,6 +204,9 @@ def test_perceptual_energy_is_that_of_every_layer_over_its_mean(pair, weights, t
         loss = PerceptualEnergy(str(file), names)
         np.testing.assert_allclose(loss(*pictures), expected, rtol=1e-3)
         assert loss.features.trainable_variables == []
+    for wrong in (["block9_conv1", names[-1]], [names[-1], names[0]]):
+        with pytest.raises(InputError, match="no layer"):
+            PerceptualEnergy(str(folder / "vgg19.npz"), wrong)
 
 
 def test_losses_are_rebuilt_from_their_config(pair, weights):

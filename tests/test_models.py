@@ -11,6 +11,7 @@ from superres.datasets.degradations import imresize
 from superres.errors import InputError
 from superres.layers import SubPixelConv2D
 from superres.models.lapsrn import lapsrn
+from superres.models.upscaler import at_precision
 from superres.train.lapsrn import PRESETS, trainer, with_direct_residual
 from superres.train.start import take_weights, weights_of
 
@@ -155,6 +156,10 @@ def test_levels_are_chained_by_their_features():
         ({"scale": 4, "depth": (1, 2, 3)}, "scale 4 has 2 levels, but depth names 3"),
         ({"scale": 4, "depth": (4, 3), "skip_every": 2}, r"skip_every \(2\) must divide every depth"),
         ({"scale": 4, "channels": 3, "chain": "image"}, "image works with 1 channel, not 3"),
+        ({"scale": 2, "chain": "Image"}, "Image: must be features or image"),
+        ({"scale": 2, "image_branch": "bilinear"}, "bilinear: must be bicubic or subpixel"),
+        ({"scale": 2, "residual": "Direct"}, "Direct: must be direct or features"),
+        ({"scale": 2, "initial": "he"}, "he: must be interpolation or glorot"),
     ],
 )
 def test_impossible_networks_are_refused(arguments, message):
@@ -178,6 +183,15 @@ def test_the_picture_stays_in_float32_in_mixed_precision(rng):
     assert network.get_layer("level1_conv1").compute_dtype == "bfloat16"
     x = rng.random((9, 8, 1), "float32")
     np.testing.assert_allclose(network(x[None])[0], imresize(x.astype("float64"), 2), atol=1e-6)
+
+
+def test_so_does_that_of_a_learned_image_branch(rng):
+    keras.mixed_precision.set_dtype_policy("mixed_bfloat16")
+    network = lapsrn(2, filters=4, depth=2, image_branch="subpixel", chain="image")  # no residual at first
+    x = rng.random((1, 9, 8, 1), "float32")
+    expected = at_precision(network, "float32")(x)
+    np.testing.assert_allclose(network(x), expected, atol=1e-6)
+    np.testing.assert_allclose(at_precision(network, "bfloat16")(x), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -13,7 +13,7 @@ SCRIPTS = sorted(NOTEBOOKS.glob("*.py"))
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
 def test_runs(script, tmp_path, monkeypatch):
     monkeypatch.setenv("SUPERRES_QUICK", "1")
-    for name in ("SUPERRES_DATA", "SUPERRES_FACES", "SUPERRES_SQUEEZENET", "SUPERRES_VGG"):
+    for name in ("SUPERRES_DATA", "SUPERRES_FACES", "SUPERRES_SQUEEZENET", "SUPERRES_TEST", "SUPERRES_VGG"):
         monkeypatch.delenv(name, raising=False)
     notebook = jupytext.read(script)
     nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()

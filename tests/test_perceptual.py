@@ -212,6 +212,20 @@ def test_wrong_lpips_files_are_named(monkeypatch, tmp_path):
             LPIPS(tmp_path / f"{name}.pth")
 
 
+def test_lpips_refuses_a_backbone_that_fits_its_heads_but_is_another(tmp_path):
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("lpips")
+    numbers = (0, 2, 5, 7, 10, 12, 14, 16, 19, 21, 23, 25, 28, 30, 32, 34)  # VGG19's
+    widths = (3, 64, 64, 128, 128, *4 * [256], *8 * [512])
+    state = {}
+    for number, before, width in zip(numbers, widths, (*widths[1:], 512), strict=True):
+        state[f"features.{number}.weight"] = torch.zeros(width, before, 3, 3)
+        state[f"features.{number}.bias"] = torch.zeros(width)
+    torch.save(state, tmp_path / "vgg19.pth")
+    with pytest.raises(InputError, match=r"vgg19\.pth: not torchvision's AlexNet or VGG16"):
+        LPIPS(tmp_path / "vgg19.pth")
+
+
 @pytest.mark.parametrize("kind", ["alex", "vgg"])
 def test_lpips_is_that_of_the_package(pair, tmp_path, kind):
     torch, lpips = pytest.importorskip("torch"), pytest.importorskip("lpips")

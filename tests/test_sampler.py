@@ -135,6 +135,12 @@ def test_each_picture_has_its_temperature(rng):
     np.testing.assert_array_equal(together[2], logits[2].argmax(-1))
 
 
+def test_an_infinite_temperature_takes_the_largest_however_near_the_next(rng):
+    logits = np.float32([[0, 10, 10.000001], [10, 0, 10], [3, 3, 3]]).repeat(50, 0)
+    drawn = draw(logits, rng.random(150, "float32"), np.inf)
+    np.testing.assert_array_equal(drawn, np.repeat([2, 0, 0], 50))  # of equals, the first
+
+
 @pytest.mark.parametrize("temperature", [1, 1.2, np.inf])
 @pytest.mark.parametrize("noise", [0, 1e-30, 0.5, ALMOST_ONE])
 @pytest.mark.parametrize("compiled", [False, True])

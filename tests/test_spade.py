@@ -216,6 +216,14 @@ def matrix(layer):
     return np.asarray(layer.kernel).reshape(-1, layer.filters)
 
 
+def test_power_iteration_starts_in_no_direction_of_its_own():
+    layer = SpectralConv2D(2000, 1)
+    layer.build((None, 5, 7, 1))
+    u = np.asarray(layer.u)
+    assert abs(u.mean()) < 0.1
+    assert u.std() == pytest.approx(1, rel=0.1)
+
+
 def test_sigma_becomes_the_largest_singular_value(rng, spectral):
     x = rng.random((1, 5, 7, 4), "float32")
     largest = np.linalg.svd(matrix(spectral))[1][0]

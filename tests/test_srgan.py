@@ -4,7 +4,6 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from keras import ops
 
 from superres.datasets.degradations import imresize, resize_matrix
 from superres.errors import InputError
@@ -290,6 +289,14 @@ def test_bicubic_downsampling_refuses_odd_scales():
         BicubicDownsampling2D(3)
 
 
+@pytest.mark.parametrize("shape", [(1, 4, 12, 3), (1, 12, 5, 3)])
+def test_bicubic_downsampling_refuses_pictures_that_it_cannot_continue(shape):
+    with pytest.raises(ValueError, match=f"at least 6 pixels here, not {min(shape[1:3])}"):
+        BicubicDownsampling2D(4)(np.ones(shape, "float32"))
+    with pytest.raises(ValueError, match="at least 6 pixels"):
+        Fidelity(4)(np.ones((1, shape[1] // 4, shape[2] // 4, 3), "float32"), np.ones(shape, "float32"))
+
+
 def test_layers_and_losses_are_registered_for_loading():
     for thing in (PolyphaseConv2D, BicubicDownsampling2D, Fidelity):
         assert keras.saving.get_registered_name(thing) == f"superres>{thing.__name__}"
@@ -315,13 +322,6 @@ def test_standard_game_is_its_formula(logits):
         np.testing.assert_allclose(one, two, rtol=1e-5)
 
 
-def test_relativistic_game_is_its_formula(logits):
-    real, fake = logits
-    expected = -log_sigmoid(fake - real), -log_sigmoid(real - fake)
-    for one, two in zip(relativistic(real, fake), expected, strict=True):
-        np.testing.assert_allclose(one, two, rtol=1e-5, atol=1e-7)
-
-
 def test_relativistic_networks_want_the_opposite(logits):
     real, fake = logits
     ours, theirs = relativistic(real, fake)
@@ -333,13 +333,6 @@ def test_relativistic_networks_want_the_opposite(logits):
     assert (raised[1] > theirs).numpy().all()
     assert (lowered[0] > ours).numpy().all()
     assert (lowered[1] < theirs).numpy().all()
-
-
-def test_relativistic_game_takes_another_function(logits):
-    real, fake = logits
-    ours, theirs = relativistic(real, fake, f=lambda t: ops.minimum(t - 1, 0))  # the hinge
-    np.testing.assert_allclose(ours, np.maximum(1 - (fake - real), 0), rtol=1e-6)
-    np.testing.assert_allclose(theirs, np.maximum(1 - (real - fake), 0), rtol=1e-6)
 
 
 @pytest.mark.parametrize("adversarial_loss", [standard, relativistic])

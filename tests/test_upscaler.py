@@ -5,7 +5,7 @@ import functools
 import keras
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageCms
 
 from superres.datasets.color import grey_to_y, rgb_to_ycbcr, y_to_grey
 from superres.datasets.degradations import imresize
@@ -272,11 +272,13 @@ def test_images_come_back_as_what_they_were(photo, monkeypatch, name):
     rgb = photo[:12, :20]
     sides = (size, size) if size else (12, 20)
     shape = tuple(side * scale for side in sides)
-    colours = {1: channels if size else 1, 3: channels if size else 3}
-    assert network.upscale(rgb[..., 0]).shape == shape if colours[1] == 1 else True
+    assert network.upscale(rgb[..., 0]).shape == shape
+    if channels == 3:
+        drawn = to_float(network.upscale(rgb[..., :1].repeat(3, -1))).mean(-1)
+        np.testing.assert_allclose(to_float(network.upscale(rgb[..., 0])), drawn, atol=1.01 / 255)
     for count in (1, 3):
         sr = network.upscale(rgb[..., :count])
-        assert (sr.shape, sr.dtype) == ((*shape, colours[count]), np.uint8)
+        assert (sr.shape, sr.dtype) == ((*shape, count), np.uint8)
         floats = network.upscale(rgb[..., :count] / np.float32(255))
         assert (floats.shape, floats.dtype) == (sr.shape, np.float32)
         np.testing.assert_array_equal(to_uint8(floats), sr)
@@ -285,7 +287,7 @@ def test_images_come_back_as_what_they_were(photo, monkeypatch, name):
     np.testing.assert_array_equal(np.asarray(image).reshape(*shape, -1), network.upscale(rgb))
     if draws_samples:
         samples = network.upscale(rgb, 3, seed=5, temperature=0.5)
-        assert [sample.shape for sample in samples] == 3 * [(*shape, colours[3])]
+        assert [sample.shape for sample in samples] == 3 * [(*shape, 3)]
         np.testing.assert_array_equal(samples[0], network.upscale(rgb, seed=5, temperature=0.5))
 
 
@@ -308,6 +310,30 @@ def test_what_is_no_image_is_said(image):
         lapsrn(2, filters=4, depth=1).upscale(image)
 
 
+@pytest.mark.parametrize(("value", "shown"), [(100.0, "100"), (-1.0, "-1"), (np.nan, "nan")])
+def test_floats_of_another_range_are_refused(value, shown):
+    image = np.full((4, 4), 0.5)
+    image[1, 2] = value
+    with pytest.raises(InputError, match=f"image: floats must lie in .0, 1., not go from .*{shown}"):
+        lapsrn(2, filters=4, depth=1).upscale(image)
+    # But those that interpolation leaves a little beyond it are not.
+    assert lapsrn(2, filters=4, depth=1).upscale(np.full((4, 4), 1.1)).max() == 1
+
+
+def test_a_network_of_one_size_keeps_the_profile_and_sees_no_hidden_colours(monkeypatch):
+    monkeypatch.setattr(module, "Sampler", functools.partial(module.Sampler, jit_compile=False))
+    network = networks()["regression"][0]
+    pixels = np.full((8, 8, 3), 200, "uint8")
+    alpha = np.full((8, 8, 1), 255, "uint8")
+    hidden = pixels.copy()
+    alpha[:4], hidden[:4] = 0, 0
+    image = Image.fromarray(np.concatenate([hidden, alpha], -1))
+    profile = image.info["icc_profile"] = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    sr = network.upscale(image)
+    assert sr.info["icc_profile"] == profile
+    np.testing.assert_array_equal(np.asarray(sr), network.upscale(pixels))
+
+
 @pytest.mark.parametrize(("name", "options", "message"), [
     ("plain", {"samples": 2}, "samples: only for networks that draw samples, and lapsrn_x4 is none"),
     ("plain", {"seed": 0}, "seed: only for networks that draw samples"),
@@ -320,6 +346,7 @@ def test_what_is_no_image_is_said(image):
     ("noisy", {"temperature": -1.0}, "temperature: must be 0 or more"),
     ("noisy", {"temperature": np.nan}, "temperature: must be 0 or more"),
     ("noisy", {"temperature": np.inf}, "temperature: must be finite"),
+    ("noisy", {"temperature": 1e39}, "temperature: must be finite"),
     ("noisy", {"seed": -1}, "seed: must be 0 or more and below"),
     ("noisy", {"seed": 2**31 - 1, "samples": 2}, "seed: must be 0 or more and below"),
     ("recursive", {"tile": 8}, "tile: only for networks of any size"),

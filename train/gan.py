@@ -184,6 +184,7 @@ def curves(rows: list[dict[str, float]], warm_up: int = 0) -> Figure:
         points = [(row["epoch"], row[key]) for row in rows if key in row]
         axis.plot(*zip(*points, strict=True), marker="." if len(points) < 30 else None)
         axis.set_title(key.replace("_", " "), fontsize=9)
+        axis.set_xlabel("epoch", fontsize=8)
         if 0 < warm_up < rows[-1]["epoch"]:
             axis.axvline(warm_up + 0.5, color="grey", linewidth=0.7, linestyle=":")
     for axis in axes.flat[len(keys):]:

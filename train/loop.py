@@ -313,7 +313,7 @@ class Keeper(keras.callbacks.Callback):
         step = (epoch + 1) * self.steps
         row = {"epoch": epoch + 1, "step": step, "seconds": round(seconds, 2),
                "step_seconds": round(seconds / self.steps, 4),
-               **{key: round(float(value), 6) for key, value in logs.items()}}
+               **{key: float(f"{float(value):.6g}") for key, value in logs.items()}}
         self.failure = self.validation.failure(row, self.log.rows)
         if self.failure:
             self.model.stop_training = True

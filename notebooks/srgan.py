@@ -191,7 +191,8 @@ for axis, scale in zip(axes, (2, 4), strict=True):
     blends, decibels, far = zip(*points, strict=True)
     axis.plot(decibels, far, marker="o")
     for blend, x, y in points[:: len(points) // 2]:
-        axis.annotate(f"blend {blend:.1f}", (x, y), xytext=(4, 4), textcoords="offset points", fontsize=8)
+        axis.annotate(f"blend {blend:.1f}", (x, y), xytext=(-4, 5), textcoords="offset points", fontsize=8,
+                      ha="right")
     axis.margins(x=0.15, y=0.1)  # room for the labels
     axis.set_xlabel(f"PSNR-Y, x{scale}")
     axis.set_ylabel("SqueezeNet distance (uncalibrated)" if distances else "sharpness")

@@ -127,6 +127,7 @@ def main(
                  if held_out else None)
         result, drawn = evaluate_thumbnails(network, pictures, known, **drawing)
         print(thumbnail_table(result))
+        _write_json(json_file, result)
         if figure_file:
             _write_sheet(figure_file, thumbnail_sheet(pictures, drawn))
     else:
@@ -136,11 +137,15 @@ def main(
                                ((example.name, example.hr) for example in load(against)))
         result = evaluate(network, pairs, distances, ensemble=ensemble, **drawing)
         print(table(result))
+        _write_json(json_file, result)
         if figure_file:
             sheet = figure(network, pairs, temperature=temperature, seed=seed, ensemble=ensemble)
             write_figure(figure_file, sheet, dpi=110)
-    if json_file:
-        with whole(json_file) as part:
+
+
+def _write_json(path, result):
+    if path:
+        with whole(path) as part:
             part.write_text(json.dumps(_finite(result), indent=1))
 
 

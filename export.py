@@ -55,14 +55,18 @@ import numpy as np
 import tensorflow as tf
 import tyro
 from google.protobuf import text_format
-from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
-from tensorflow_serving.config import model_server_config_pb2
 
 from superres.errors import InputError, check_range
 from superres.files import whole
 from superres.models import formats, hub
 from superres.models.signatures import signatures
 from superres.models.upscaler import Upscaler, load
+
+try:
+    from tensorflow_serving.apis import predict_pb2, prediction_log_pb2
+    from tensorflow_serving.config import model_server_config_pb2
+except ImportError:  # other formats do without
+    predict_pb2 = None
 
 MOUNT = "/models"  # where the server finds the folder
 MEGAPIXELS = 4.0  # of a picture that is sent to the server, unless told
@@ -99,7 +103,7 @@ def write_saved_model(network: Upscaler, folder: Path, name: str, megapixels: fl
             file.write(prediction_log_pb2.PredictionLog(predict_log=log).SerializeToString())
 
 
-def read_config(path: Path) -> model_server_config_pb2.ModelServerConfig:
+def read_config(path: Path) -> "model_server_config_pb2.ModelServerConfig":
     """Read `models.config`; a missing file is an empty one.
 
     Raises:
@@ -137,6 +141,8 @@ def export(model: Path | str, folder: Path | str, name: str | None, version: int
             used, or the version exists.
         OSError: if it cannot be written.
     """
+    if predict_pb2 is None:
+        raise InputError("export.py: a SavedModel needs its package (pip install tensorflow-serving-api)")
     if not 0 < version < 2**63:
         raise InputError(f"--version: expected a positive integer of 64 bits, found {version}")
     check_range({"--megapixels": megapixels}, least=0.01)

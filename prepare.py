@@ -121,7 +121,7 @@ def write_shard(job: tuple[Path, list[tuple]], crop: int) -> Iterator[tuple[str,
 
 def write_errors(errors: list[tuple[str, str]], path: Path) -> None:
     """The table of pictures that were left out."""
-    with open(path, "w", newline="") as file:
+    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
         csv.writer(file).writerows([("picture", "error"), *sorted(errors)])
 
 
@@ -166,7 +166,8 @@ def main(settings: Settings, flags: list[str]) -> None:
             jobs = [(part / f"{number:05}-of-{settings.shards:05}.tfrecord", [])
                     for number in range(settings.shards)]
             for name, pair in named:
-                jobs[zlib.crc32(name.encode()) % settings.shards][1].append((name, pair))
+                number = zlib.crc32(name.encode(errors="surrogateescape")) % settings.shards
+                jobs[number][1].append((name, pair))
             # Without this, which concerns no pipeline of ours, Beam would download a runner, Prism.
             options = PipelineOptions(flags, allow_unsafe_triggers=True)
             try:

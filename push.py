@@ -28,6 +28,8 @@ from typing import Annotated, Literal
 import tyro
 
 from superres import evaluate
+from superres.datasets.catalogue import is_shards
+from superres.datasets.catalogue import load as load_pictures
 from superres.datasets.thumbnails import Crop
 from superres.errors import InputError
 from superres.metrics.report import COLUMNS
@@ -61,13 +63,14 @@ def figures(result: dict) -> str:
 
 
 def model_card(network: Upscaler, repository: str, result: dict, licence: str, data: str,
-               degradation: str | None, trained_on: str, command: str) -> str:
+               degradation: str | None, brings_lr: bool, trained_on: str, command: str) -> str:
     """The text of a model card, README.md, for a network that has been measured.
 
     Args:
         repository: `user/name`.
         result: What is in `figures.json`.
         licence, data, degradation, trained_on, command: See `main`.
+        brings_lr: Whether the data have an LR of their own.
     """
     from huggingface_hub import ModelCardData
 
@@ -78,8 +81,9 @@ def model_card(network: Upscaler, repository: str, result: dict, licence: str, d
         f"upscales pictures of any size by {scale}")
     task += ", other ones for every seed" if network.draws_samples else ""
     # A folder's name, but not where it lies: that is nobody's business.
-    pictures = f"`{Path(data).resolve().name}`" if Path(data).is_dir() else f"the `{data}` of `superres`"
-    lr = "shrunk to LR" if size else (
+    folder = Path(data).parent if is_shards(data) else Path(data)
+    pictures = f"`{folder.resolve().name}`" if folder.is_dir() else f"the `{data}` of `superres`"
+    lr = "with LR of their own" if brings_lr else "shrunk to LR" if size else (
         f"LR made by {'random blur kernels' if degradation == 'realworld' else 'bicubic interpolation'}")
     source = SOURCES.get(re.sub(r"_x\d+$", "", network.name))
     sections = [
@@ -156,7 +160,9 @@ def main(
         evaluate.main(file, data, degradation=degradation, crop=crop, json_file=str(made / "figures.json"),
                       figure_file=str(made / "example.png"))
         result = json.loads((made / "figures.json").read_text())
-        card = model_card(network, repository, result, licence, data, degradation, trained_on, command)
+        brings_lr = any(example.lr is not None for example in load_pictures(data, "test", limit=1))
+        card = model_card(network, repository, result, licence, data, degradation, brings_lr, trained_on,
+                          command)
         (made / "README.md").write_text(card, encoding="utf-8")
         shutil.copyfile(file, made / hub.NETWORK)
         if dry_run:

@@ -69,8 +69,8 @@ def destinations(inputs: Iterable[str], folder: Path | str, suffix: str,
                  kind: str | None = None) -> list[tuple[Path, Path]]:
     """(source, destination) of every file, folder and glob, no destination twice.
 
-    What lies in `folder` already under the name of another input's result is left out, with a
-    line that says so, unless it is named itself.
+    What lies in `folder` already is left out, with a line that says so, unless it is named itself:
+    under the name of another input's result, and all of it where `folder` lies below an input.
 
     Args:
         suffix: What is added to a name, such as `"_x4"`.
@@ -83,6 +83,11 @@ def destinations(inputs: Iterable[str], folder: Path | str, suffix: str,
     for given in inputs:
         if Path(given).is_dir():
             paths = [(path, path.relative_to(given).parent, False) for path in list_pictures(given, SUFFIXES)]
+            if Path(given).resolve() in folder.resolve().parents:
+                there = len(paths)
+                paths = [path for path in paths if folder.resolve() not in path[0].resolve().parents]
+                if len(paths) < there:
+                    print(f"left out: {there - len(paths)} pictures in {folder}, where results go")
         else:
             there = [given] if Path(given).exists() else sorted(glob.glob(given, recursive=True))
             paths = [(Path(path), Path(), path == given) for path in there if Path(path).is_file()]
@@ -387,7 +392,7 @@ def main(
                         write_frames(path, result, quality, depth, strip)
                     print(f"{source} -> {path}  {time.perf_counter() - start:.1f} s")
                 start = time.perf_counter()
-        if stochasticity:
+        if stochasticity and not (skip_existing and paths[-1].exists()):
             write_picture(paths[-1], stochasticity_map(drawn))
             print(f"{source} -> {paths[-1]}")
         return True

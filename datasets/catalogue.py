@@ -184,18 +184,27 @@ def _folder(folder, split, held_out):
 def files_of(folder: Path) -> list[tuple[Path, Path | None]]:
     """(HR, LR or None) of every picture below a folder, LR where it has subfolders ``hr`` and ``lr``.
 
+    LR is called as its HR is and lies as it does, or its name ends with the scale: ``lr/a/0001x2.png``.
+
     Raises:
-        InputError: if there are none, or one stands alone in ``hr`` or ``lr``.
+        InputError: if there are none, one stands alone in ``hr`` or ``lr``, or two have one name.
     """
     if not ((folder / "hr").is_dir() and (folder / "lr").is_dir()):
         return [(path, None) for path in list_pictures(folder)]
-    paths = list_pictures(folder / "hr")
-    low = {_stem(path): path for path in list_pictures(folder / "lr")}
-    if missing := sorted({_stem(path) for path in paths} ^ set(low)):
+    high, low = {}, {}
+    for part, found in (("hr", high), ("lr", low)):
+        for path in list_pictures(folder / part):
+            name = path.relative_to(folder / part).with_suffix("").as_posix()
+            if part == "lr" and name not in high:
+                name = re.sub(r"x\d$", "", name)
+            if name in found:
+                raise InputError(f"{folder}: {part}/{name} is the name of two pictures")
+            found[name] = path
+    if missing := sorted(high.keys() ^ low.keys()):
         raise InputError(
             f"{folder}: {len(missing)} pictures stand in only one of hr/ and lr/, first: {missing[0]}"
         )
-    return [(path, low[_stem(path)]) for path in paths]
+    return [(path, low[name]) for name, path in high.items()]
 
 
 def read_pair(pair: tuple[Path, Path | None]) -> Example:
@@ -207,11 +216,6 @@ def read_pair(pair: tuple[Path, Path | None]) -> Example:
     hr, lr = pair
     low = read_picture(lr).pixels if lr else None
     return Example(hr.stem, read_picture(hr).pixels, low)
-
-
-def _stem(path):
-    """`0001x2.png` and `0001.png` are the same picture."""
-    return re.sub(r"x\d$", "", path.stem)
 
 
 def _corners(digits, split):

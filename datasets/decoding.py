@@ -53,20 +53,17 @@ def decode(image: Image.Image, white: float | None = None) -> tuple[np.ndarray, 
     return (pixels[..., None] if grey else pixels), None
 
 
-def check_size(width: int, height: int, size: int, depth: int = 1, frames: int = 1) -> None:
-    """Raise an InputError if so many pixels cannot be meant, in a file of that many bytes.
+def check_size(width: int, height: int, size: int, depth: int = 1) -> None:
+    """Raise an InputError if a frame cannot have so many pixels, in a file of that many bytes.
 
     So small a file of a large picture may only be a blank one: a scanned page has up to 60 million
     pixels of one byte.
 
     Args:
         depth: Bytes of a pixel.
-        frames: How many of that size there are, up to the one that is to be read.
     """
-    if (width * height > 2 * Image.MAX_IMAGE_PIXELS
-            or width * height * depth * frames > max(2**26, 10_000 * size)):
-        several = f"{frames} frames of " if frames > 1 else ""
-        raise InputError(f"claims {several}{width} x {height} pixels in {size} bytes: too large")
+    if width * height > 2 * Image.MAX_IMAGE_PIXELS or width * height * depth > max(2**26, 10_000 * size):
+        raise InputError(f"claims {width} x {height} pixels in {size} bytes: too large")
 
 
 def bytes_a_pixel(image: Image.Image) -> int:

@@ -194,9 +194,10 @@ def _pages(path, stack):
     def page(number, white):
         if number and image.format not in ANIMATED:
             raise EOFError
-        image.seek(number)
+        if number:  # the first one is open, and not number 0 of every kind
+            image.seek(number)
         vars(image).pop("getexif", None)
-        check_size(*image.size, os.path.getsize(path), bytes_a_pixel(image), number + 1)
+        check_size(*image.size, os.path.getsize(path), bytes_a_pixel(image))
         if image.format == "PNG" and number == 0 and image.info.get("default_image"):
             return None  # shown where animations are not known
         if image.format == "TIFF":
@@ -372,7 +373,7 @@ def write_frames(path: Path | str, frames: Iterable[Picture | np.ndarray], quali
                 save_animation(part, path, kind, frames, quality, strip)
             if depth == 16 and kind == "TIFF":
                 declare_16_bits(part)
-        except (OSError, ValueError, OverflowError, struct.error) as error:
+        except (OSError, ValueError, OverflowError, RuntimeError, struct.error) as error:
             # Pillow's own, for a picture that the kind has no way to hold; those of the disk have a number.
             if isinstance(error, InputError) or getattr(error, "errno", None) is not None:
                 raise

@@ -105,7 +105,8 @@ def record(example: Example, whole: np.ndarray | None = None) -> bytes:
     import tensorflow as tf
 
     seen = cells(example.hr if whole is None else whole).tobytes()
-    parts = [{"name": example.name.encode(), "cells": seen}, {"hr": _encoded(example.hr)}]
+    name = example.name.encode(errors="backslashreplace")
+    parts = [{"name": name, "cells": seen}, {"hr": _encoded(example.hr)}]
     if example.lr is not None:
         parts.append({"lr": _encoded(example.lr)})
     # Messages in a row are one message; in one alone, the name would stand behind the pictures.

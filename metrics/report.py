@@ -129,7 +129,8 @@ def figure(network: ImageUpscaler, pairs: list[Triple], size: int = 96, **option
             window = picture[top * f : (top + crop) * f, left * f : (left + crop) * f]
             axis.imshow(window.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             title = f"{name} {label}" if decibels is None else f"{label} {decibels:.2f} dB"
-            axis.set_title(title, fontsize=9)
+            title = title.encode(errors="backslashreplace").decode()  # names are as the disk has them
+            axis.set_title(title, fontsize=9, parse_math=False)
             axis.axis("off")
     sheet.tight_layout()
     return sheet

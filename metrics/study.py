@@ -179,7 +179,7 @@ def shares_figure(rows: list[dict[str, Any]]) -> Figure:
     axes.errorbar(share, range(len(rows)), xerr=sides, fmt="o", capsize=4)
     axes.axvline(50, color="grey", linestyle=":")
     axes.text(50, -0.85, "guessing ", ha="right", va="center", color="grey")
-    axes.set_yticks(range(len(rows)), [row["method"] for row in rows])
+    axes.set_yticks(range(len(rows)), [row["method"] for row in rows], parse_math=False)
     axes.set(xlim=(0, max(60, high.max() + 2)), ylim=(len(rows) - 0.5, -1.1),
              xlabel="% fooled, with 95 % intervals")
     return figure
@@ -200,7 +200,7 @@ def pictures_figure(study: Study, answers: Iterable[dict[str, Any]], count: int 
                 strips.append((f"{method} fooled {word}: true, made", asked[:count]))
     figure = Figure(figsize=(2.6 * count, 1.75 * len(strips)), layout="constrained")
     for axes, (title, some) in zip(figure.subplots(len(strips), count, squeeze=False), strips, strict=True):
-        axes[0].set_title(title, loc="left", fontsize=9)
+        axes[0].set_title(title, loc="left", fontsize=9, parse_math=False)
         for at, (votes, files) in zip(axes, some, strict=False):
             at.imshow(study.beside(files), interpolation="nearest")
             at.set_xlabel(f"{sum(votes)} of {len(votes)}", fontsize=8)

@@ -12,6 +12,7 @@ import contextlib
 import hashlib
 import os
 import platform
+import re
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -207,5 +208,7 @@ def _keep(model, folder):
             shutil.rmtree(folder, ignore_errors=True)
             os.replace(new, folder)
             os.mkdir(new)  # for the end of the block to remove
-        for old in sorted(folder.parent.iterdir(), key=os.path.getmtime)[:-KEPT]:
+        # Nothing else: the folder may be one that others use, too.
+        networks = [path for path in folder.parent.iterdir() if re.fullmatch(r"\d+-[0-9a-f]{32}", path.name)]
+        for old in sorted(networks, key=os.path.getmtime)[:-KEPT]:
             shutil.rmtree(old, ignore_errors=True)

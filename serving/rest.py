@@ -3,12 +3,14 @@
     python serving/rest.py http://localhost:8501 lapsrn-x4 photo.jpg portrait.png
     python serving/rest.py http://localhost:8501 srmap-x4 photo.jpg --temperature 0.5 --seed 1
 
-writes photo_sr.png and portrait_sr.png, and says which of them could not be upscaled.
+writes photo_sr.png and portrait_sr.png, nothing over what is there, and says which of them could not be
+upscaled.
 """
 
 import argparse
 import base64
 import json
+import sys
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -49,11 +51,18 @@ def main() -> None:
     options = vars(parser.parse_args())
     paths, url, model = (options.pop(name) for name in ("pictures", "url", "model"))
     answers = upscale(url, model, [path.read_bytes() for path in paths], **options)
+    failed = 0
     for path, (sr, status) in zip(paths, answers, strict=True):
-        if status:
-            print(f"{path}: {status}")
-        else:
-            path.with_name(f"{path.stem}_sr.png").write_bytes(sr)
+        if not status:
+            try:
+                with open(path.with_name(f"{path.stem}_sr.png"), "xb") as file:
+                    file.write(sr)
+                continue
+            except FileExistsError as error:
+                status = f"{error.filename} exists already"
+        failed += 1
+        print(f"{path}: {status}", file=sys.stderr)
+    sys.exit(min(failed, 1))
 
 
 if __name__ == "__main__":

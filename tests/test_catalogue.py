@@ -211,6 +211,21 @@ def test_folder_of_pairs(pairs):
     assert [(e.hr.max(), e.lr.max()) for e in examples] == [(1, 1), (2, 2)]
 
 
+@pytest.mark.parametrize("names", [("a/1", "b/1"), ("fax1", "fax2"), ("fx2", "f")])
+def test_pictures_of_nearly_one_name_keep_their_own_lr(tmp_path, names):
+    for name, value in zip(names, (10, 200), strict=True):
+        for part, size in (("hr", 16), ("lr", 8)):
+            (tmp_path / part / name).parent.mkdir(parents=True, exist_ok=True)
+            write_picture(tmp_path / part / f"{name}.png", np.full((size, size, 3), value, "uint8"))
+    assert sorted((e.hr.max(), e.lr.max()) for e in load(tmp_path)) == [(10, 10), (200, 200)]
+
+
+def test_two_pictures_of_one_name_are_an_error(pairs):
+    (pairs / "lr" / "0001x2.tif").write_bytes(b"II*")
+    with pytest.raises(InputError, match="lr/0001 is the name of two pictures"):
+        list(load(pairs))
+
+
 def test_pictures_without_their_partner_are_named(pairs):
     (pairs / "lr" / "0001x2.png").rename(pairs / "lr" / "0003.png")
     with pytest.raises(InputError, match="2 pictures stand in only one of hr/ and lr/, first: 0001"):

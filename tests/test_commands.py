@@ -109,7 +109,7 @@ def test_input_that_stands_for_nothing_is_named(folder):
 def test_evaluate_writes_figures_and_a_drawing(run_command, model, photo, tmp_path):
     data = tmp_path / "data"
     data.mkdir()
-    pictures = {"colour": photo[:65, :82], "grey": photo[:64, :80, :1]}
+    pictures = {"colour_$5_$10": photo[:65, :82], "grey": photo[:64, :80, :1]}
     for name, picture in pictures.items():
         write_picture(data / f"{name}.png", picture)
     result = run_command("evaluate.py", model, "--data", data, "--json", tmp_path / "result.json",

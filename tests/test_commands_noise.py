@@ -90,6 +90,14 @@ def test_the_stochasticity_map_is_the_samples_deviation(draw, network, folder):
     np.testing.assert_allclose(ratio, ratio.mean(), rtol=0.05)
 
 
+def test_a_stochasticity_map_that_is_there_is_left_as_it_is(draw, network, folder):
+    draw(network, folder / "a.png", "--samples", 2, "--stochasticity")
+    (folder.parent / "out" / "a_x2_std.png").write_bytes((folder / "b.png").read_bytes())
+    drawn = draw(network, folder / "a.png", "--samples", 3, "--stochasticity", "--skip-existing")
+    assert "a_x2_3.png" in drawn
+    np.testing.assert_array_equal(drawn["a_x2_std.png"], read_picture(folder / "b.png").pixels)
+
+
 @pytest.mark.parametrize(("options", "message"), [
     (("--stochasticity",), "--stochasticity: needs --samples 2 or more"),
     (("--ensemble",), "ensemble: only for networks of any size without noise"),

@@ -177,11 +177,15 @@ def test_the_cache_keeps_what_was_used_last(model, cache, monkeypatch):
     monkeypatch.setattr(engine, "KEPT", 2)
     load(model)
     (first,) = cache.iterdir()
-    shutil.copytree(first, cache / "older")
-    os.utime(cache / "older", (0, 0))
+    older, foreign = cache / f"0-{32 * 'a'}", cache / "photographs"
+    for folder in (older, foreign):  # a cache may be where others keep their things
+        shutil.copytree(first, folder)
+        os.utime(folder, (0, 0))
     load("lapsrn-x2")
-    assert len(list(cache.iterdir())) == 2
+    assert len(list(cache.iterdir())) == 3
     assert first.is_dir()
+    assert foreign.is_dir()
+    assert not older.exists()
 
 
 def test_the_commands_take_an_engine(call, photo, tmp_path, capsys):

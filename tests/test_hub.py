@@ -318,10 +318,23 @@ def test_the_card_of_a_network_that_draws_thumbnails():
     pytest.importorskip("huggingface_hub")
     result = {"likelihood": {"bits": 0.5}, "methods": {"network": {"psnr": 20.0, "one_digit": 1.0}}}
     network = load("pixel_recursive-corners")
-    text = push.model_card(network, "user/corners", result, "mit", "corners", None, "", "")
+    text = push.model_card(network, "user/corners", result, "mit", "corners", None, False, "", "")
     for part in ("draws pictures of 16 x 16 pixels from 8 x 8, other ones for every seed", ", grey.",
                  "On the `corners` of `superres`, shrunk to LR", "A + B 0.500", "arxiv.org/abs/1702.00783"):
         assert part in text
+
+
+@pytest.mark.parametrize(("data", "own", "expected"), [
+    ("SHARDS/*.tfrecord", False, "On `SHARDS`, LR made by bicubic interpolation"),
+    ("div2k/unknown_x4", True, "On the `div2k/unknown_x4` of `superres`, with LR of their own")])
+def test_the_card_says_what_was_measured_and_not_where_it_lies(tmp_path, monkeypatch, data, own, expected):
+    pytest.importorskip("huggingface_hub")
+    (tmp_path / "SHARDS").mkdir()
+    data = f"{tmp_path}/{data}" if "SHARDS" in data else data
+    text = push.model_card(load("lapsrn-x2"), "user/x2", {"mean": {}, "bicubic": {}}, "mit", data, None, own,
+                           "", "")
+    assert expected in text
+    assert str(tmp_path) not in text
 
 
 def test_a_push_that_is_refused_leaves_nothing(call, connect, server, model, capsys, monkeypatch):

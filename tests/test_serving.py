@@ -267,9 +267,12 @@ def test_the_rest_client_writes_pictures_and_names_bad_ones(clients, rest_server
     (tmp_path / "bad.png").write_bytes(PNG[:60])
     monkeypatch.setattr(sys, "argv", ["rest.py", rest_server, "noisy", str(tmp_path / "good.jpg"),
                                       str(tmp_path / "bad.png"), "--temperature", "0", "--seed", "1"])
-    clients[0].main()
-    assert capsys.readouterr().out == f"{tmp_path / 'bad.png'}: {DAMAGED}\n"
-    assert {path.name for path in tmp_path.iterdir()} == {"good.jpg", "bad.png", "good_sr.png"}
+    for message in (f"{tmp_path / 'bad.png'}: {DAMAGED}",
+                    f"{tmp_path / 'good.jpg'}: {tmp_path / 'good_sr.png'} exists already"):
+        with pytest.raises(SystemExit, match="1"):
+            clients[0].main()
+        assert message in capsys.readouterr().err.splitlines()
+        assert {path.name for path in tmp_path.iterdir()} == {"good.jpg", "bad.png", "good_sr.png"}
     assert Image.open(tmp_path / "good_sr.png").size == (100, 80)
 
 

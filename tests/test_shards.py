@@ -66,6 +66,13 @@ def test_a_record_is_an_example_that_tensorflow_parses(photo):
     assert record(Example("one", photo, lr)) == record(Example("one", photo, lr))
 
 
+def test_a_name_need_not_be_utf8(photo, tmp_path):
+    with tf.io.TFRecordWriter(str(tmp_path / "a.tfrecord")) as file:
+        file.write(record(Example("caf\udce9", photo[:40, :40])))
+    (example,) = load(tmp_path / "a.tfrecord")
+    assert example.name == "caf\\udce9"
+
+
 def test_pictures_come_back_as_they_were(examples, shards, photo, tmp_path):
     for source in shards:
         assert [picture.name for picture in stored([source])] == [example.name for example in examples]

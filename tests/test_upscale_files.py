@@ -70,6 +70,19 @@ def test_results_of_an_earlier_run_are_no_inputs(run, folder):
     assert out[-1] == "1 upscaled, 0 failed"
 
 
+def test_results_below_an_input_folder_are_no_inputs(run, folder):
+    out = folder / "up" / "scaled"
+    assert run(folder, "-o", out)[1][-1] == "3 upscaled, 0 failed"
+    before = contents(out)
+    status, lines, err = run(folder, "-o", out, "--skip-existing")
+    assert (status, err) == (0, [])
+    assert lines[0] == f"left out: 3 pictures in {out}, where results go"
+    assert lines[-1] == "0 upscaled, 3 there already, 0 failed"
+    assert contents(out) == before
+    # Named, they are.
+    assert run(out, "-o", out / "again")[1][-1] == "3 upscaled, 0 failed"
+
+
 @pytest.mark.parametrize(("name", "option"), [("a_x4", "--strip"), ("a_x1.5_2", "--suffix=_big"),
                                               ("a_30x20", "--size=10x12")])
 def test_results_of_another_scale_or_size_are_no_inputs_either(run, folder, name, option):

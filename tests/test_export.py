@@ -358,6 +358,13 @@ def test_a_broken_models_config_is_left_alone(models, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["models.config"]
 
 
+def test_a_saved_model_needs_the_server_s_package(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(export, "predict_pb2", None)
+    with pytest.raises(InputError, match="a SavedModel needs its package .pip install tensorflow-serving-api"):
+        export.export(models / "x2.keras", tmp_path, None, 1)
+    assert not any(tmp_path.iterdir())
+
+
 def test_refuses_what_it_cannot_export(models, served, tmp_path):
     before = (served / "x2" / "1" / "saved_model.pb").stat().st_mtime_ns
     with pytest.raises(InputError, match="1 exists already; choose another --version"):

@@ -249,7 +249,7 @@ def build(folder: Path, megapixels: float) -> gr.Blocks:
                 gr.update(visible=recursive),
                 gr.update(visible=noisy or (recursive and "regression" not in name)),
                 gr.update(value=0.5 if noisy else 1, info="Strength of the noise; at 1 the most texture"
-                          if noisy else "1 is what the network learned, more is sharper")]
+                          if noisy else "1 is what the network learned; above it, samples vary less")]
 
     def preview(path, name, *square):
         if not path:

@@ -291,7 +291,7 @@ def main(
             given) or the face of an aligned CelebA picture.
         samples: Networks that draw samples: how many, NAME_xSCALE_1.png and so on; 1 unless given.
         temperature: Networks that draw samples: what the noise is multiplied by, 0 for none; or, of
-            networks of one size, the logits: more than 1 is sharper, inf takes the most probable
+            networks of one size, the logits: above 1 samples vary less, inf takes the most probable
             value. 1, the model itself, unless given.
         seed: Networks that draw samples: another seed draws others; 0 unless given. All frames of a video
             get the same noise, so that it does not flicker.

@@ -35,8 +35,8 @@ def draw(logits: Tensor, noise: Tensor, temperature: Tensor) -> Tensor:
         logits: (..., levels).
         noise: (...), uniform in [0, 1).
         temperature: What the logits are multiplied by, (...) or anything that
-            broadcasts: 1 samples the model, more is sharper, from a million on the largest
-            is taken, of equals the first.
+            broadcasts: 1 samples the model, above 1 draws vary less, from a million on the
+            largest is taken, of equals the first.
 
     Returns:
         (...) int32 in 0..levels - 1.

@@ -82,7 +82,7 @@ $(VENV)/page: requirements-page.txt $(VENV)/installed
 	@touch $@
 
 clean:
-	rm -rf $(VENV) $(VENV)-addons $(VENV)-wheel build dist demo runs
+	rm -rf $(VENV) $(VENV)-addons $(VENV)-wheel build dist demo
 
 # Run the notebooks and keep their results; README.md has the settings of those that are kept.
 notebooks: $(VENV)/installed

@@ -3,12 +3,18 @@
 import contextlib
 import io
 import os
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+def printable(name: str) -> str:
+    """A file's name as text that can be written and drawn: bytes that are not UTF-8 become `\\udc..`."""
+    return name.encode(errors="backslashreplace").decode()
 
 
 @contextlib.contextmanager
@@ -21,7 +27,8 @@ def whole(path: Path | str) -> Iterator[Path]:
         OSError: if it cannot be written, with the path, the reason and its `errno`.
     """
     path = Path(path)
-    part = path.with_name(f".part_{path.name[-40:]}")  # names have a limit; the suffix says the kind
+    # Names have a limit; the number tells those of one end apart, the suffix says the kind.
+    part = path.with_name(f".part_{zlib.crc32(os.fsencode(path.name)):08x}_{path.name[-30:]}")
     try:
         yield part
         os.replace(part, path)

@@ -39,7 +39,7 @@ from superres.datasets import catalogue
 from superres.datasets.degradations import imresize, imresize_clipped, mod_crop
 from superres.datasets.pictures import Picture, as_image, read_picture, write_picture
 from superres.datasets.thumbnails import thumbnail
-from superres.errors import InputError
+from superres.errors import InputError, check_range
 from superres.models.engine import load
 from superres.models.images import TILE, ImageUpscaler
 from superres.precision import chosen_precision, native_precision
@@ -179,7 +179,7 @@ def upscaled(report: Callable, folder: Path, picture: Picture, stem: str, networ
     stands on its right for each sample; `files`, to download; `shown`, which sample it is.
     """
     samples = SAMPLES if network.draws_samples else None
-    noise = {"temperature": temperature, "seed": int(seed)} if samples else {}
+    noise = {"temperature": temperature, "seed": int(seed or 0)} if samples else {}
     lr, factor = picture, 1  # what the network sees, and how much larger than it is a pixel is shown
     if network.lr_size:
         left, top, side = cut(picture.pixels.shape[:2], *square)
@@ -376,6 +376,8 @@ def main(host: str = "127.0.0.1", port: int = 7860, megapixels: float = 32) -> N
         port: The port.
         megapixels: Of the largest result; a picture may have a sixteenth for networks x4, a quarter for x2.
     """
+    check_range({"port": port}, least=1, below=2**16)
+    check_range({"megapixels": megapixels}, least=0.01)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit())  # so that the folder is deleted
     with tempfile.TemporaryDirectory(prefix="superres_page_") as folder:
         os.environ["GRADIO_TEMP_DIR"] = f"{folder}/visitors"

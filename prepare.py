@@ -33,7 +33,7 @@ from superres.datasets.catalogue import Example, files_of, read_pair
 from superres.datasets.patches import check_pair
 from superres.datasets.shards import record, stored
 from superres.errors import InputError, check_range
-from superres.files import whole
+from superres.files import printable, whole
 
 try:
     import apache_beam as beam
@@ -113,7 +113,7 @@ def write_shard(job: tuple[Path, list[tuple]], crop: int) -> Iterator[tuple[str,
             try:
                 example = read_named(name, pair)
             except InputError as error:
-                yield name, str(error)
+                yield name, printable(str(error))  # Beam hands text on as UTF-8
                 continue
             for tile in tiles(example, crop):
                 file.write(record(tile, example.hr))
@@ -121,7 +121,7 @@ def write_shard(job: tuple[Path, list[tuple]], crop: int) -> Iterator[tuple[str,
 
 def write_errors(errors: list[tuple[str, str]], path: Path) -> None:
     """The table of pictures that were left out."""
-    with open(path, "w", newline="", encoding="utf-8", errors="backslashreplace") as file:
+    with open(path, "w", newline="", encoding="utf-8") as file:
         csv.writer(file).writerows([("picture", "error"), *sorted(errors)])
 
 
@@ -137,7 +137,7 @@ def named_files(folders: tuple[Path, ...]) -> list[tuple[str, tuple[Path, Path |
             name = hr.relative_to(folder / "hr" if lr else folder).with_suffix("")
             if len(folders) > 1:
                 name = folder.name / name
-            found.append((name.as_posix(), (hr, lr)))
+            found.append((printable(name.as_posix()), (hr, lr)))
     return sorted(found, key=lambda named: (named[0], str(named[1][0])))
 
 
@@ -166,7 +166,7 @@ def main(settings: Settings, flags: list[str]) -> None:
             jobs = [(part / f"{number:05}-of-{settings.shards:05}.tfrecord", [])
                     for number in range(settings.shards)]
             for name, pair in named:
-                number = zlib.crc32(name.encode(errors="surrogateescape")) % settings.shards
+                number = zlib.crc32(name.encode()) % settings.shards
                 jobs[number][1].append((name, pair))
             # Without this, which concerns no pipeline of ours, Beam would download a runner, Prism.
             options = PipelineOptions(flags, allow_unsafe_triggers=True)
@@ -179,7 +179,7 @@ def main(settings: Settings, flags: list[str]) -> None:
                 (pipeline | beam.Create(jobs) | beam.Reshuffle()
                  | beam.FlatMap(write_shard, settings.crop)
                  | beam.combiners.ToList() | beam.Map(write_errors, part / "errors.csv"))
-            with open(part / "errors.csv", newline="") as file:
+            with open(part / "errors.csv", newline="", encoding="utf-8") as file:
                 bad = list(csv.reader(file))[1:]
             if len(bad) == len(named):
                 raise InputError(f"none of the {len(bad)} pictures can be read, the first: {bad[0][1]}")

@@ -47,7 +47,7 @@ from superres.datasets.degradations import degraded, imresize
 from superres.datasets.pictures import write_picture
 from superres.datasets.thumbnails import Crop, Thumbnails
 from superres.errors import InputError, check_range
-from superres.files import whole, write_figure
+from superres.files import printable, whole, write_figure
 from superres.metrics.study import (
     COLUMNS,
     SIDES,
@@ -120,6 +120,8 @@ def made_pictures(networks: dict[str, ImageUpscaler], temperatures: Sequence[flo
             draw = {**noise, "seed": seed + len(names)} if noise else {}
             sr = network.upscale(lr, tile=256, **draw) if network else imresize(lr, first.scale)
             made[title].append(middle(sr, size))
+        if min(hr.shape[:2]) < 7:
+            raise InputError(f"{name}: a study takes 7 x 7 pixels or more, not {hr.shape[1]} x {hr.shape[0]}")
         names.append(name)
         true.append(middle(hr, size))
     return names, true, made
@@ -167,7 +169,7 @@ def prepare(
     folder = Path(output)
     if folder.exists():
         raise InputError(f"{output}: exists already; choose another --output, or remove it first")
-    loaded = {name.removesuffix(".keras"): load_network(name) for name in networks}
+    loaded = {printable(name.removesuffix(".keras")): load_network(name) for name in networks}
     if len(loaded) < len(networks):
         raise InputError("NETWORK: two have the same name")
     if temperatures and not any(network.draws_samples for network in loaded.values()):
@@ -334,7 +336,7 @@ class Handler(BaseHTTPRequestHandler):
         status = 200
         try:
             kind, body = content()
-        except InputError as error:
+        except (InputError, ValueError) as error:  # urllib's, of an address that is none
             status, (kind, body) = 400, ("text/plain", str(error).encode())
         except OSError as error:
             status, (kind, body) = 500, ("text/plain", b"It cannot be read or stored.")

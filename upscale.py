@@ -83,17 +83,18 @@ def destinations(inputs: Iterable[str], folder: Path | str, suffix: str,
     for given in inputs:
         if Path(given).is_dir():
             paths = [(path, path.relative_to(given).parent, False) for path in list_pictures(given, SUFFIXES)]
-            if Path(given).resolve() in folder.resolve().parents:
-                there = len(paths)
-                paths = [path for path in paths if folder.resolve() not in path[0].resolve().parents]
-                if len(paths) < there:
-                    print(f"left out: {there - len(paths)} pictures in {folder}, where results go")
         else:
             there = [given] if Path(given).exists() else sorted(glob.glob(given, recursive=True))
             paths = [(Path(path), Path(), path == given) for path in there if Path(path).is_file()]
         if not paths:
             hint = f"; for a name that begins with a dash, write ./{given}" if given.startswith("-") else ""
             raise InputError(f"{given}: no such file, folder or pattern{hint}")
+        inside = [path for path in paths if not path[2] and folder.resolve() in path[0].resolve().parents]
+        if len(inside) < len(paths) or (inside and Path(given).resolve() in folder.resolve().parents):
+            # Not where all lie there and results go beside them.
+            if inside:
+                print(f"left out: {len(inside)} pictures in {folder}, where results go")
+            paths = [path for path in paths if path not in inside]
         for source, below, named in paths:
             if source.resolve() not in seen:
                 seen.add(source.resolve())
@@ -357,7 +358,7 @@ def main(
             raise InputError("a video is for networks of any size, and not for --stochasticity")
         paths = sample_paths(destination, samples)
         if stochasticity:
-            paths.append(destination.with_stem(f"{destination.stem}_std").with_suffix(".png"))
+            paths.append(claimed(destination.with_stem(f"{destination.stem}_std").with_suffix(".png"), maps))
         if skip_existing and all(path.exists() for path in paths):
             return False
         for path in paths:
@@ -397,7 +398,7 @@ def main(
             print(f"{source} -> {paths[-1]}")
         return True
 
-    done = skipped = failed = 0
+    done, skipped, failed, maps = 0, 0, 0, set()
     for number, (source, destination) in enumerate(jobs, start=1):
         try:
             if upscale(source, destination, f"[{number}/{len(jobs)}] {source.name}"):

@@ -1,8 +1,10 @@
 """Where pictures come from: one catalogue of names."""
 
 import importlib
+import itertools
 import re
 import warnings
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
@@ -119,10 +121,10 @@ def load(source: Path | str, split: Literal["train", "test"] = "train", limit: i
         examples = _div2k(source, split)
     else:
         raise InputError(f"{source}: neither a folder nor a known name; expected {NAMES}")
-    for number, example in enumerate(examples):
-        if number == limit:
-            return
-        yield example
+    try:
+        yield from itertools.islice(examples, limit)
+    except ModuleNotFoundError as error:
+        raise InputError(f"{source}: needs the package {error.name} (the extra `train`)") from None
 
 
 def as_needed(sources: Iterable[Path | str], split: Literal["train", "test"] = "train",
@@ -184,7 +186,8 @@ def _folder(folder, split, held_out):
 def files_of(folder: Path) -> list[tuple[Path, Path | None]]:
     """(HR, LR or None) of every picture below a folder, LR where it has subfolders ``hr`` and ``lr``.
 
-    LR is called as its HR is and lies as it does, or its name ends with the scale: ``lr/a/0001x2.png``.
+    LR lies in ``lr`` as its HR does in ``hr``. Where none does, it is called as HR alone is, with or without
+    the scale behind it, as DIV2K's are: ``hr/DIV2K_train_HR/0001.png``, ``lr/X2/0001x2.png``.
 
     Raises:
         InputError: if there are none, one stands alone in ``hr`` or ``lr``, or two have one name.
@@ -195,16 +198,25 @@ def files_of(folder: Path) -> list[tuple[Path, Path | None]]:
     for part, found in (("hr", high), ("lr", low)):
         for path in list_pictures(folder / part):
             name = path.relative_to(folder / part).with_suffix("").as_posix()
-            if part == "lr" and name not in high:
-                name = re.sub(r"x\d$", "", name)
             if name in found:
                 raise InputError(f"{folder}: {part}/{name} is the name of two pictures")
             found[name] = path
-    if missing := sorted(high.keys() ^ low.keys()):
+    pairs = {name: low.pop(name) for name in high if name in low}
+    for ending in ("", r"x\d$"):
+        left = [name for name in high if name not in pairs]
+        whose = Counter(high[name].stem for name in left)
+        by_stem = defaultdict(list)
+        for name, path in low.items():
+            by_stem[re.sub(ending, "", path.stem)].append(name)
+        for name in left:
+            found = by_stem[high[name].stem]
+            if len(found) == whose[high[name].stem] == 1:
+                pairs[name] = low.pop(*found)
+    if missing := sorted(high.keys() - pairs.keys() | low.keys()):
         raise InputError(
             f"{folder}: {len(missing)} pictures stand in only one of hr/ and lr/, first: {missing[0]}"
         )
-    return [(path, low[name]) for name, path in high.items()]
+    return [(path, pairs[name]) for name, path in high.items()]
 
 
 def read_pair(pair: tuple[Path, Path | None]) -> Example:

@@ -49,6 +49,8 @@ def save_animation(file: Path, path: Path, kind: str, frames: "Iterable[Picture]
         durations.append(frame.info.duration or 0)
         infos = infos or [frame]
     options = _options(path, kind, infos[0], quality, strip)
+    if kind == "AVIF" and any(image.mode != "L" for image in images):
+        options["subsampling"] = "4:4:4"  # whatever the first frame is
     plays = infos[0].info.plays or 0
     if kind != "GIF":
         options["loop"] = plays

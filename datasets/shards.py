@@ -23,6 +23,7 @@ from superres.datasets.decoding import decode
 from superres.datasets.likeness import SIZE, cells
 from superres.datasets.pictures import to_uint8
 from superres.errors import InputError
+from superres.files import printable
 
 FRAME = 12  # bytes: a record's length and its checksum stand before it, the checksum of its bytes behind
 HEAD = 1024  # bytes of a record that are read to know of it
@@ -105,8 +106,7 @@ def record(example: Example, whole: np.ndarray | None = None) -> bytes:
     import tensorflow as tf
 
     seen = cells(example.hr if whole is None else whole).tobytes()
-    name = example.name.encode(errors="backslashreplace")
-    parts = [{"name": name, "cells": seen}, {"hr": _encoded(example.hr)}]
+    parts = [{"name": printable(example.name).encode(), "cells": seen}, {"hr": _encoded(example.hr)}]
     if example.lr is not None:
         parts.append({"lr": _encoded(example.lr)})
     # Messages in a row are one message; in one alone, the name would stand behind the pictures.

@@ -27,12 +27,16 @@ def square(picture: np.ndarray, crop: Crop = "centre") -> np.ndarray:
             centred at 114 / 218 of the height.
     """
     height, width = picture.shape[:2]
-    side, middle = min(height, width), height / 2
-    if crop == "face":
-        side, middle = min(height, round(width * 128 / 178)), height * 114 / 218
+    side, middle = side_of((height, width), crop), height * (114 / 218 if crop == "face" else 1 / 2)
     top = min(max(0, round(middle - side / 2)), height - side)
     left = (width - side) // 2
     return picture[top : top + side, left : left + side]
+
+
+def side_of(size: tuple[int, int], crop: Crop = "centre") -> int:
+    """The side of the `square` of a picture of (H, W)."""
+    height, width = size
+    return min(height, round(width * 128 / 178)) if crop == "face" else min(height, width)
 
 
 def thumbnail(picture: np.ndarray, size: int, channels: Literal[1, 3] = 3,
@@ -81,7 +85,7 @@ class Thumbnails:
         pairs, small = [], 0
         for example in examples:
             stored = isinstance(example, Stored)
-            if (stored or example.lr is None) and min(example.size) < size * scale:
+            if (stored or example.lr is None) and side_of(example.size, crop) < size * scale:
                 small += 1
                 continue
             self.names.append(example.name)

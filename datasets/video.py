@@ -10,6 +10,7 @@ import heapq
 import io
 import itertools
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
@@ -340,9 +341,9 @@ class Clip:
         missing = 0
         if self.stream.duration:
             missing = (self.stream.duration + self.first.pts) * self.time_base - self._end
-        elif tags:  # Matroska's
-            hours, minutes, seconds = tags[0].split(":")
-            missing = 3600 * int(hours) + 60 * int(minutes) + float(seconds) - self._end
+        elif tags and (found := re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d*)?)\s*", tags[0])):  # Matroska's
+            hours, minutes, seconds = map(float, found.groups())
+            missing = 3600 * hours + 60 * minutes + seconds - self._end
         if missing > 0.5:
             yield f"its end is missing, {float(missing):.1f} s"
 
@@ -474,10 +475,11 @@ def _frame_packets(segments, stream):
 
 
 def _other_packets(source, copies, start):
-    if not copies:
+    streams = [stream for stream in copies if stream.type != "attachment"]
+    if not streams:  # of none, demux gives the packets of all
         return
     with contextlib.suppress(av.error.InvalidDataError):  # a damaged end
-        for packet in source.demux(*(stream for stream in copies if stream.type != "attachment")):
+        for packet in source.demux(*streams):
             first = packet.pts if packet.dts is None else packet.dts
             if first is None:  # after the last
                 continue

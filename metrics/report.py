@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 
 from superres.datasets.degradations import Triple, imresize
 from superres.datasets.pictures import to_uint8
+from superres.files import printable
 from superres.metrics.image import quality
 from superres.metrics.perceptual import diversity_score
 from superres.models.images import ImageUpscaler
@@ -129,8 +130,7 @@ def figure(network: ImageUpscaler, pairs: list[Triple], size: int = 96, **option
             window = picture[top * f : (top + crop) * f, left * f : (left + crop) * f]
             axis.imshow(window.squeeze(), cmap="gray", vmin=0, vmax=255, interpolation="nearest")
             title = f"{name} {label}" if decibels is None else f"{label} {decibels:.2f} dB"
-            title = title.encode(errors="backslashreplace").decode()  # names are as the disk has them
-            axis.set_title(title, fontsize=9, parse_math=False)
+            axis.set_title(printable(title), fontsize=9, parse_math=False)
             axis.axis("off")
     sheet.tight_layout()
     return sheet

@@ -103,7 +103,10 @@ def read_answers(path: Path) -> list[dict[str, Any]]:
         if number == len(lines) and not line:
             break
         # No name has a line feed. A last line without one was being written when the machine stopped.
-        values = next(csv.reader([line]), []) if number < len(lines) else []
+        try:
+            values = next(csv.reader([line]), []) if number < len(lines) else []
+        except csv.Error:
+            values = []
         row = dict(zip(COLUMNS, values, strict=False))
         numbers = ("question", "fooled", "answered_ms", "shown_ms")
         if (len(values) != len(COLUMNS) or not all(re.fullmatch("[0-9]{1,9}", row[key]) for key in numbers)

@@ -51,6 +51,8 @@ def write(network: Upscaler, folder: Path | str, name: str, format: Format) -> P
         except Exception as error:  # a converter raises whatever its broken part raised
             reason = " ".join(str(error).split())[-160:]
             raise InputError(f"--format: {network.name} cannot be converted to {format} ({reason})") from None
+        if there := [file.name for file in Path(part).iterdir() if target.with_name(file.name).exists()]:
+            raise InputError(f"{target.with_name(there[0])} exists already; choose another --name")
         for file in sorted(Path(part).iterdir()):
             os.replace(file, target.with_name(file.name))
     return target

@@ -193,14 +193,14 @@ REPORT = {2000: ((27.922, 0.108), (27.915, 0.256)), 4000: ((28.058, 0.263), (27.
           8000: ((28.318, 0.470), (28.233, 0.568)), 16000: ((28.550, 0.543), (28.078, 0.481)),
           19000: ((28.779, 0.613), (28.235, 0.527))}
 measured = json.loads((ROOT / "weights" / "pixel_recursive-checkpoints.json").read_text())
-print(f"{'step':>5} {'':10} {'A + B':>6} {'A':>6} {'B':>6} {'PSNR':>6} {'SSIM':>6} {'MS-SSIM':>8} {'consist.':>9}"
+print(f"{'step':>5} {'':14} {'A + B':>6} {'A':>6} {'B':>6} {'PSNR':>6} {'SSIM':>6} {'MS-SSIM':>8} {'consist.':>9}"
       f" | {'report: PSNR':>13} {'SSIM':>6}")
 for step, reported in REPORT.items():
     for name, rows in measured.items():
         if not (row := rows.get(str(step))):
             continue
         decibels, likeness = reported["SPADE" in name]
-        print(f"{step:5} {name:10} {row['bits']:6.3f} {row['bits_a']:6.3f} {row['bits_b']:6.3f} "
+        print(f"{step:5} {name:14} {row['bits']:6.3f} {row['bits_a']:6.3f} {row['bits_b']:6.3f} "
               f"{row['psnr']:6.2f} {row['ssim']:6.3f} {row['ms_ssim']:8.3f} "
               f"{row['consistency']:9.1e} | {decibels:13.2f} {likeness:6.3f}")
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import re
+import shutil
 import sys
 import types
 
@@ -220,10 +221,31 @@ def test_pictures_of_nearly_one_name_keep_their_own_lr(tmp_path, names):
     assert sorted((e.hr.max(), e.lr.max()) for e in load(tmp_path)) == [(10, 10), (200, 200)]
 
 
+def test_pairs_as_div2k_is_unpacked(tmp_path):
+    for name, value in (("0001", 10), ("0002", 200)):
+        for path, size in ((f"hr/DIV2K_train_HR/{name}.png", 16), (f"lr/DIV2K/X2/{name}x2.png", 8)):
+            (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+            write_picture(tmp_path / path, np.full((size, size, 3), value, "uint8"))
+    assert sorted((e.hr.max(), e.lr.max()) for e in load(tmp_path)) == [(10, 10), (200, 200)]
+    (tmp_path / "lr" / "again").mkdir()
+    shutil.copy(tmp_path / "lr/DIV2K/X2/0001x2.png", tmp_path / "lr" / "again")  # which of the two?
+    with pytest.raises(InputError, match="3 pictures stand in only one of hr/ and lr/"):
+        list(load(tmp_path))
+
+
 def test_two_pictures_of_one_name_are_an_error(pairs):
     (pairs / "lr" / "0001x2.tif").write_bytes(b"II*")
-    with pytest.raises(InputError, match="lr/0001 is the name of two pictures"):
+    with pytest.raises(InputError, match="lr/0001x2 is the name of two pictures"):
         list(load(pairs))
+
+
+@pytest.mark.parametrize(("source", "package"), [("corners", "sklearn"), ("cars196", "tensorflow_datasets")])
+def test_a_missing_package_is_named(monkeypatch, source, package):
+    monkeypatch.setitem(sys.modules, package, None)
+    if package == "sklearn":
+        monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    with pytest.raises(InputError, match=f"{source}: needs the package {package}"):
+        next(load(source))
 
 
 def test_pictures_without_their_partner_are_named(pairs):

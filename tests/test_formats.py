@@ -86,6 +86,13 @@ def test_a_network_of_one_size_is_written(tmp_path):
     np.testing.assert_allclose(runtime(tmp_path / "mean.xml")(lr), network.predict_on_batch(lr), atol=1e-5)
 
 
+def test_no_file_of_the_user_s_is_written_over(networks, tmp_path):
+    (tmp_path / "lapsrn.bin").write_text("mine")
+    with pytest.raises(InputError, match=r"lapsrn\.bin exists already; choose another --name"):
+        export.main(str(networks / "lapsrn.keras"), str(tmp_path), format="openvino")
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"lapsrn.bin": b"mine"}
+
+
 def test_what_cannot_be_written_is_one_line_and_leaves_nothing(networks, tmp_path, monkeypatch):
     def fails(network, path):
         path.write_text("half")

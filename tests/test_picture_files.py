@@ -753,6 +753,13 @@ def test_an_animation_of_small_changes_has_all_its_frames(tmp_path):
     assert sum(1 for _ in read_frames(tmp_path / "a.gif")) == 81
 
 
+def test_an_avif_s_colours_do_not_hang_on_its_first_frame(tmp_path):
+    frames = [np.zeros((32, 32, 1), "uint8"), np.full((32, 32, 3), (220, 20, 100), "uint8")]
+    write_frames(tmp_path / "a.avif", iter(frames))
+    second = [*read_frames(tmp_path / "a.avif")][1].pixels
+    np.testing.assert_allclose(second.mean((0, 1)), (220, 20, 100), atol=4)
+
+
 def test_a_photoshop_file_is_read(tmp_path):
     planes = np.random.default_rng(0).integers(0, 256, (3, 5, 7), "uint8")
     head = b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, 5, 7, 8, 3) + bytes(12) + bytes(2)

@@ -183,6 +183,15 @@ def test_a_file_appears_whole_or_not_at_all(tmp_path):
         with whole(path) as part:
             part.write_text(text)
 
+    # Two of one end, written at once
+    names = [tmp_path / f"{number}_{'a' * 60}" for number in (1, 2)]
+    with whole(names[0]) as one, whole(names[1]) as two:
+        one.write_text("1")
+        two.write_text("2")
+    assert [name.read_text() for name in names] == ["1", "2"]
+    for name in names:
+        name.unlink()
+
     def fail(error):
         with whole(path) as part:
             part.write_text("third")

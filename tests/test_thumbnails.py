@@ -92,6 +92,13 @@ def test_faces_are_cut_when_asked_for(rng):
     np.testing.assert_array_equal(pictures.hr[0], imresize(picture[50:178, 25:153], 1 / 4))
 
 
+def test_a_face_is_not_enlarged_to_hr(rng):
+    large, small = (rng.integers(0, 256, (size, size, 3), "uint8") for size in (45, 44))
+    assert len(Thumbnails([Example("large", large), Example("small", small[:, :43])], 8, 4, crop="face")) == 1
+    with pytest.raises(InputError, match="no picture is large enough"):
+        Thumbnails([Example("small", small[:, :43])], 8, 4, crop="face")
+
+
 def test_given_pairs_are_kept(rng):
     hr, lr = rng.integers(0, 256, (16, 16, 1), "uint8"), rng.integers(0, 256, (8, 8, 1), "uint8")
     pictures = Thumbnails([Example("pair", hr, lr)], 8, 2, channels=1)

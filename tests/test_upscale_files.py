@@ -79,6 +79,8 @@ def test_results_below_an_input_folder_are_no_inputs(run, folder):
     assert lines[0] == f"left out: 3 pictures in {out}, where results go"
     assert lines[-1] == "0 upscaled, 3 there already, 0 failed"
     assert contents(out) == before
+    assert run(folder / "**" / "*.png", "-o", out, "--skip-existing")[1][-1] == lines[-1]
+    assert contents(out) == before
     # Named, they are.
     assert run(out, "-o", out / "again")[1][-1] == "3 upscaled, 0 failed"
 

@@ -304,6 +304,8 @@ def test_subtitles_and_fonts_stay(tmp_path):
         assert output.streams[2].data == b"a font"
         packet = next(packet for packet in output.demux(1) if packet.size)
         assert (bytes(packet), packet.pts * packet.time_base) == (b"Hello", Fraction(8, 100))
+    with av.open(str(converted(clip))) as output:  # a font alone
+        assert [stream.type for stream in output.streams] == ["video", "attachment"]
 
 
 def test_containers(tmp_path):

@@ -66,7 +66,8 @@ class ImageUpscaler:
             options: Those of `draw`.
 
         Returns:
-            SR of the kind that LR has, uint8 or float32 in [0, 1]; of `samples`, a list.
+            SR of the kind that LR has, uint8 or float32 in [0, 1], but from networks of one size in
+            their own colours, except of (H, W); of `samples`, a list.
 
         Raises:
             InputError: for anything else, and for options that the network does not take.
@@ -248,5 +249,11 @@ def _opened(image):
         raise InputError(f"image: floats must lie in [0, 1], not go from {pixels.min():.3g} to "
                          f"{pixels.max():.3g}")
     if pixels.ndim == 2:
-        return Picture(pixels[..., None]), lambda picture: picture.pixels[..., 0]
+        return Picture(pixels[..., None]), lambda picture: _grey(picture.pixels)
     return Picture(pixels), lambda picture: picture.pixels
+
+
+def _grey(pixels):
+    """(H, W) of (H, W, 1|3), uint8 or float."""
+    grey = to_float(pixels).mean(-1)
+    return to_uint8(grey) if pixels.dtype == np.uint8 else grey

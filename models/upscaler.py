@@ -135,11 +135,10 @@ class ThumbnailUpscaler(Upscaler):
     def _drawn(self, picture, samples, temperature, seed, tile, ensemble, crop, progress):
         pixels = fill_invisible(picture).pixels
         lr = thumbnail(to_uint8(pixels), self.lr_size, self.channels, crop)
+        # A profile of other colours than the network's would not fit.
+        info = picture.info if pixels.shape[-1] == self.channels else picture.info._replace(icc=None)
         for (sr,) in self.sample(lr[None], temperature, seed, samples):
-            if pixels.shape[-1] < self.channels:
-                sr = to_uint8(to_float(sr).mean(-1, keepdims=True))
-            sr = sr.repeat(pixels.shape[-1] // sr.shape[-1], -1)
-            yield Picture(sr if pixels.dtype == np.uint8 else to_float(sr), None, picture.info)
+            yield Picture(sr if pixels.dtype == np.uint8 else to_float(sr), None, info)
 
 
 def upscaler(network: keras.Model) -> Upscaler:

@@ -281,7 +281,7 @@ def results(name, degradation):
     print(f"{name:20} {degradation:9} PSNR-Y {result['mean']['psnr_y']:6.2f} dB (bicubic "
           f"{result['bicubic']['psnr_y']:6.2f}), SSIM-Y {result['mean']['ssim_y']:.4f} "
           f"({result['bicubic']['ssim_y']:.4f})")
-    figure(network, tests[:3]).suptitle(f"{name}, {degradation} LR: before the truth, the network's")
+    figure(network, tests[:3]).suptitle(f"SR by {name}, LR made by {degradation}", y=1.02)
     plt.show()
 
 

@@ -272,13 +272,14 @@ def test_images_come_back_as_what_they_were(photo, monkeypatch, name):
     rgb = photo[:12, :20]
     sides = (size, size) if size else (12, 20)
     shape = tuple(side * scale for side in sides)
+    colours = {1: channels if size else 1, 3: channels if size else 3}
     assert network.upscale(rgb[..., 0]).shape == shape
     if channels == 3:
         drawn = to_float(network.upscale(rgb[..., :1].repeat(3, -1))).mean(-1)
         np.testing.assert_allclose(to_float(network.upscale(rgb[..., 0])), drawn, atol=1.01 / 255)
     for count in (1, 3):
         sr = network.upscale(rgb[..., :count])
-        assert (sr.shape, sr.dtype) == ((*shape, count), np.uint8)
+        assert (sr.shape, sr.dtype) == ((*shape, colours[count]), np.uint8)
         floats = network.upscale(rgb[..., :count] / np.float32(255))
         assert (floats.shape, floats.dtype) == (sr.shape, np.float32)
         np.testing.assert_array_equal(to_uint8(floats), sr)
@@ -287,7 +288,7 @@ def test_images_come_back_as_what_they_were(photo, monkeypatch, name):
     np.testing.assert_array_equal(np.asarray(image).reshape(*shape, -1), network.upscale(rgb))
     if draws_samples:
         samples = network.upscale(rgb, 3, seed=5, temperature=0.5)
-        assert [sample.shape for sample in samples] == 3 * [(*shape, 3)]
+        assert [sample.shape for sample in samples] == 3 * [(*shape, colours[3])]
         np.testing.assert_array_equal(samples[0], network.upscale(rgb, seed=5, temperature=0.5))
 
 
@@ -322,7 +323,7 @@ def test_floats_of_another_range_are_refused(value, shown):
 
 def test_a_network_of_one_size_keeps_the_profile_and_sees_no_hidden_colours(monkeypatch):
     monkeypatch.setattr(module, "Sampler", functools.partial(module.Sampler, jit_compile=False))
-    network = networks()["regression"][0]
+    network = upscaler(conditioning_network(4, 2, filters=4, blocks=1, head="gaussian"))
     pixels = np.full((8, 8, 3), 200, "uint8")
     alpha = np.full((8, 8, 1), 255, "uint8")
     hidden = pixels.copy()
@@ -332,6 +333,9 @@ def test_a_network_of_one_size_keeps_the_profile_and_sees_no_hidden_colours(monk
     sr = network.upscale(image)
     assert sr.info["icc_profile"] == profile
     np.testing.assert_array_equal(np.asarray(sr), network.upscale(pixels))
+    grey = networks()["regression"][0].upscale(image)
+    assert grey.mode == "L"
+    assert "icc_profile" not in grey.info
 
 
 @pytest.mark.parametrize(("name", "options", "message"), [

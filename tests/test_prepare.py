@@ -1,6 +1,7 @@
 """prepare.py: the shards that its pipeline writes."""
 
 import csv
+import os
 
 import numpy as np
 import pytest
@@ -63,6 +64,14 @@ def test_every_picture_is_stored_as_it_is_and_bad_ones_in_a_table(pictures, tmp_
         rows = list(csv.DictReader(file))
     assert [row["picture"] for row in rows] == ["cut", "text"]
     assert all("not a readable picture" in row["error"] for row in rows)
+
+
+def test_a_name_need_not_be_utf8(pictures, tmp_path, run):
+    for name, of in ((b"caf\xe9.png", "0.png"), (b"cut\xe9.png", "cut.png")):
+        (pictures / of).rename(pictures / os.fsdecode(name))
+    run(pictures, "-o", tmp_path / "shards", "--shards", 2)
+    assert "caf\\udce9" in {example.name for example in load(tmp_path / "shards" / "*.tfrecord")}
+    assert "cut\\udce9," in (tmp_path / "shards" / "errors.csv").read_text(encoding="utf-8")
 
 
 def test_preparing_twice_gives_the_same_bytes_whoever_works(pictures, tmp_path, run):

@@ -303,7 +303,11 @@ class Handler(BaseHTTPRequestHandler):
         self._reply(self._post)
 
     def _get(self):
-        path, query = urlsplit(self.path).path, dict(parse_qsl(urlsplit(self.path).query))
+        try:
+            address = urlsplit(self.path)
+        except ValueError:
+            raise InputError("no such page") from None
+        path, query = address.path, dict(parse_qsl(address.query))
         if path == "/":
             return "text/html; charset=utf-8", self.server.page
         rater = _checked_rater(query.get("rater"))
@@ -336,7 +340,7 @@ class Handler(BaseHTTPRequestHandler):
         status = 200
         try:
             kind, body = content()
-        except (InputError, ValueError) as error:  # urllib's, of an address that is none
+        except InputError as error:
             status, (kind, body) = 400, ("text/plain", str(error).encode())
         except OSError as error:
             status, (kind, body) = 500, ("text/plain", b"It cannot be read or stored.")

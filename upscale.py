@@ -80,6 +80,7 @@ def destinations(inputs: Iterable[str], folder: Path | str, suffix: str,
         InputError: if an input stands for no file at all.
     """
     folder, found, seen = Path(folder), [], set()
+    results = folder.resolve()
     for given in inputs:
         if Path(given).is_dir():
             paths = [(path, path.relative_to(given).parent, False) for path in list_pictures(given, SUFFIXES)]
@@ -89,12 +90,13 @@ def destinations(inputs: Iterable[str], folder: Path | str, suffix: str,
         if not paths:
             hint = f"; for a name that begins with a dash, write ./{given}" if given.startswith("-") else ""
             raise InputError(f"{given}: no such file, folder or pattern{hint}")
-        inside = [path for path in paths if not path[2] and folder.resolve() in path[0].resolve().parents]
-        if len(inside) < len(paths) or (inside and Path(given).resolve() in folder.resolve().parents):
-            # Not where all lie there and results go beside them.
-            if inside:
-                print(f"left out: {len(inside)} pictures in {folder}, where results go")
-            paths = [path for path in paths if path not in inside]
+        outside = [path for path in paths
+                   if path[2] or results not in ((at := path[0].parent.resolve()), *at.parents)]
+        # Where all lie there, results go beside them.
+        apart = Path(given).resolve() in results.parents if Path(given).is_dir() else bool(outside)
+        if apart and len(outside) < len(paths):
+            print(f"left out: {len(paths) - len(outside)} pictures in {folder}, where results go")
+            paths = outside
         for source, below, named in paths:
             if source.resolve() not in seen:
                 seen.add(source.resolve())

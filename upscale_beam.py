@@ -49,6 +49,7 @@ from superres.command_line import command
 from superres.datasets.pictures import animation_suffix, read_frames, write_frames
 from superres.datasets.thumbnails import Crop
 from superres.errors import InputError
+from superres.files import printable
 from superres.models.engine import Engine, load
 from superres.models.images import ImageUpscaler
 from superres.precision import chosen_precision
@@ -178,11 +179,6 @@ def put(content: BinaryIO, file: str, parts: str) -> None:
     with contextlib.suppress(OSError):  # it is there already
         FileSystems.mkdirs(file.rpartition("/")[0])
     FileSystems.rename([part], [file])
-
-
-def printable(text: str) -> str:
-    """The text, with what is not UTF-8 in a name as \\udcXX."""
-    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def write_table(rows: Iterable[Iterable], file: str, heading: Iterable[str], parts: str) -> None:

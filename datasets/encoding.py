@@ -24,7 +24,8 @@ ANIMATED = ("GIF", "WEBP", "PNG", "AVIF", "TIFF")
 def save(file: Path | BinaryIO, path: Path, kind: str, picture: "Picture", quality: int | None,
          depth: Literal[8, 16], strip: bool) -> None:
     """Write one picture, or page of a TIFF, at a place or into a writer."""
-    options = _options(path, kind, picture, quality, strip)
+    plain = picture.pixels.shape[-1] == 1 and picture.alpha is None
+    options = _options(path, kind, picture, plain, quality, strip)
     if depth == 16:
         planes = [to_uint16(part) for part in picture[:2] if part is not None]
         planes = np.concatenate(planes, -1)
@@ -48,9 +49,7 @@ def save_animation(file: Path, path: Path, kind: str, frames: "Iterable[Picture]
         images.append(to_image(kind, frame))
         durations.append(frame.info.duration or 0)
         infos = infos or [frame]
-    options = _options(path, kind, infos[0], quality, strip)
-    if kind == "AVIF" and any(image.mode != "L" for image in images):
-        options["subsampling"] = "4:4:4"  # whatever the first frame is
+    options = _options(path, kind, infos[0], all(image.mode == "L" for image in images), quality, strip)
     plays = infos[0].info.plays or 0
     if kind != "GIF":
         options["loop"] = plays
@@ -61,14 +60,13 @@ def save_animation(file: Path, path: Path, kind: str, frames: "Iterable[Picture]
     images[0].save(file, format=kind, save_all=True, append_images=images[1:], duration=durations, **options)
 
 
-def _options(path, kind, picture, quality, strip):
-    """Keyword arguments of Pillow's `save`."""
+def _options(path, kind, picture, plain, quality, strip):
+    """Keyword arguments of Pillow's `save`; plain: whether all frames are grey, without alpha."""
     info = Info(icc=picture.info.icc) if strip else picture.info
     options = save_options(path, info, kind, picture.pixels.shape[-1] == 1)
     if kind in ("JPEG", "AVIF"):
-        options |= {"quality": 95 if quality is None else quality, "subsampling": "4:4:4"}
-        if kind == "AVIF" and picture.pixels.shape[-1] == 1 and picture.alpha is None:
-            options["subsampling"] = "4:0:0"
+        options |= {"quality": 95 if quality is None else quality,
+                    "subsampling": "4:0:0" if kind == "AVIF" and plain else "4:4:4"}
     if kind == "WEBP":
         # Exact: also the colours of invisible pixels.
         options |= {"lossless": True, "exact": True} if quality is None else {"quality": quality}

@@ -54,9 +54,9 @@ class PerceptualEnergy:
     def __init__(self, weights: Path | str = "imagenet",
                  layers: Sequence[str] = ("block1_conv2", "block2_conv2", "block3_conv1")) -> None:
         deepest = vgg(layers[-1], weights)
-        for name in layers:
-            if name not in {layer.name for layer in deepest.layers}:
-                raise InputError(f"{name}: no layer of VGG before {layers[-1]}, which must be the deepest")
+        known = {layer.name for layer in deepest.layers}
+        if unknown := [name for name in layers if name not in known]:
+            raise InputError(f"{unknown[0]}: no layer of VGG before {layers[-1]}, which must be the deepest")
         self.features = keras.Model(deepest.input, [deepest.get_layer(name).output for name in layers])
 
     def __call__(self, hr: Tensor, one: Tensor, other: Tensor) -> Tensor:

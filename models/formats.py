@@ -40,8 +40,9 @@ def write(network: Upscaler, folder: Path | str, name: str, format: Format) -> P
         raise InputError(f"--format: {network.name} draws noise, which only savedmodel and openvino do")
     if missing := [package for package in NEEDS[format] if not find_spec(package)]:
         raise InputError(f"--format: {format} needs {' and '.join(missing)} (requirements-export.txt)")
-    if target.exists():
-        raise InputError(f"{target} exists already; choose another --name")
+    for file in (target, target.with_suffix(".bin")) if format == "openvino" else (target,):
+        if file.exists():
+            raise InputError(f"{file} exists already; choose another --name")
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder) as part:
         try:
@@ -51,8 +52,6 @@ def write(network: Upscaler, folder: Path | str, name: str, format: Format) -> P
         except Exception as error:  # a converter raises whatever its broken part raised
             reason = " ".join(str(error).split())[-160:]
             raise InputError(f"--format: {network.name} cannot be converted to {format} ({reason})") from None
-        if there := [file.name for file in Path(part).iterdir() if target.with_name(file.name).exists()]:
-            raise InputError(f"{target.with_name(there[0])} exists already; choose another --name")
         for file in sorted(Path(part).iterdir()):
             os.replace(file, target.with_name(file.name))
     return target

@@ -85,6 +85,13 @@ def test_results_below_an_input_folder_are_no_inputs(run, folder):
     assert run(out, "-o", out / "again")[1][-1] == "3 upscaled, 0 failed"
 
 
+def test_linked_pictures_hide_no_others_where_results_go_beside_them(run, folder, tmp_path):
+    (folder / "c.png").rename(tmp_path / "elsewhere.png")
+    (folder / "c.png").symlink_to(tmp_path / "elsewhere.png")
+    for given in (folder, folder / "[abc].png"):
+        assert run(given, "-o", folder, "--overwrite")[1][-1] == "3 upscaled, 0 failed"
+
+
 @pytest.mark.parametrize(("name", "option"), [("a_x4", "--strip"), ("a_x1.5_2", "--suffix=_big"),
                                               ("a_30x20", "--size=10x12")])
 def test_results_of_another_scale_or_size_are_no_inputs_either(run, folder, name, option):

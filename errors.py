@@ -1,4 +1,4 @@
-"""What stands for a mistake of the user's, not of the program's, and the commonest check for one."""
+"""What stands for a mistake of the user's, not of the program's, and the commonest checks for one."""
 
 import math
 from collections.abc import Mapping
@@ -24,3 +24,15 @@ def check_range(values: Mapping[str, Any], *names: str, least: float, below: flo
     for name in names or values:
         if values[name] is not None and not least <= values[name] < below:
             raise InputError(f"{name}: must be {wanted}, not {values[name]}")
+
+
+def check_choice(name: str, value: Any, *choices: Any) -> None:
+    """Raise InputError unless the value is one of the choices.
+
+    Example:
+        >>> check_choice("scale", 3, 2, 4, 8)
+        InputError: scale: must be 2, 4 or 8, not 3
+    """
+    if value not in choices:
+        *others, last = map(str, choices)
+        raise InputError(f"{name}: must be {', '.join(others)} or {last}, not {value}")

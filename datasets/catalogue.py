@@ -16,7 +16,7 @@ from superres.datasets.dead_leaves import dead_leaves
 from superres.datasets.degradations import imresize
 from superres.datasets.pictures import list_pictures, read_picture
 from superres.datasets.plates import plate
-from superres.errors import InputError
+from superres.errors import InputError, check_choice
 
 if TYPE_CHECKING:
     from superres.datasets.shards import Stored  # which imports this module
@@ -98,6 +98,7 @@ def load(source: Path | str, split: Literal["train", "test"] = "train", limit: i
     Raises:
         InputError: if the source is unknown, missing, empty, or cannot be downloaded.
     """
+    check_choice("split", split, "train", "test")
     source = str(source)
     if Path(source).is_dir():
         examples = _folder(Path(source), split, held_out)

@@ -3,18 +3,19 @@
 import warnings
 from collections.abc import Iterable, Iterator
 from functools import lru_cache
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from scipy import sparse
 
 from superres.cubic import cubic
 from superres.datasets.pictures import to_uint8
-from superres.errors import InputError
+from superres.errors import InputError, check_choice
 
 if TYPE_CHECKING:
     from superres.datasets.catalogue import Example  # which imports this module
 
+Degradation = Literal["bicubic", "realworld", "realworld-fresh"]
 Triple = tuple[str, np.ndarray, np.ndarray]
 """(name, LR, HR) of a picture, (H, W, C) and (sH, sW, C) uint8."""
 
@@ -150,7 +151,7 @@ def realworld(picture: np.ndarray, scale: int, rng: np.random.Generator) -> np.n
 
 
 def degraded(examples: "Iterable[Example]", scale: int,
-             degradation: Literal["bicubic", "realworld", "realworld-fresh"]) -> Iterator[Triple]:
+             degradation: Degradation) -> Iterator[Triple]:
     """Yield (name, lr, hr) of every example; `realworld` kernels are the same at every call.
 
     Where one picture of a given pair is grey and the other RGB, both become RGB. Pictures that
@@ -160,6 +161,7 @@ def degraded(examples: "Iterable[Example]", scale: int,
     Raises:
         InputError: if a given LR does not fit its HR, or no picture is left.
     """
+    check_choice("degradation", degradation, *get_args(Degradation))
     small, found = [], False
     for number, example in enumerate(examples):
         hr = mod_crop(example.hr, scale)

@@ -3,7 +3,7 @@
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 import tensorflow as tf
@@ -12,6 +12,7 @@ from superres.datasets.batches import numbered_batches
 from superres.datasets.catalogue import Example, as_needed
 from superres.datasets.color import luma
 from superres.datasets.degradations import (
+    Degradation,
     blur_downsample,
     imresize,
     margin,
@@ -23,7 +24,7 @@ from superres.datasets.degradations import (
 from superres.datasets.likeness import warn_of_likenesses
 from superres.datasets.pictures import to_float, to_uint8
 from superres.datasets.shards import Cache, Stored
-from superres.errors import InputError, check_range
+from superres.errors import InputError, check_choice, check_range
 
 KERNEL_SIZE = 11
 ALIGNMENT_SAMPLE = 32  # pictures: a shift is common to all
@@ -112,9 +113,10 @@ class Patches:
 
     def __init__(self, examples: Iterable[Example], scale: int, patch: int, batch: int, *,
                  channels: Literal[1, 3] = 3,
-                 degradation: Literal["bicubic", "realworld", "realworld-fresh"] = "bicubic",
+                 degradation: Degradation = "bicubic",
                  pyramid: bool = False, augment: bool = True, fixed: int = 0, seed: int = 0,
                  cache: int = 2048) -> None:
+        check_choice("degradation", degradation, *get_args(Degradation))
         self.scale, self.patch, self.batch, self.channels = scale, patch, batch, channels
         self.augment, self.fixed, self.seed = augment, fixed, seed
         self.degradation, self.fresh = degradation, degradation == "realworld-fresh"

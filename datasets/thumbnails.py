@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 from copy import copy
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from superres.datasets.catalogue import Example
 from superres.datasets.degradations import imresize
 from superres.datasets.pictures import to_float
 from superres.datasets.shards import Cache, Stored
-from superres.errors import InputError
+from superres.errors import InputError, check_choice
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -35,6 +35,7 @@ def square(picture: np.ndarray, crop: Crop = "centre") -> np.ndarray:
 
 def side_of(size: tuple[int, int], crop: Crop = "centre") -> int:
     """The side of the `square` of a picture of (H, W)."""
+    check_choice("crop", crop, *get_args(Crop))
     height, width = size
     return min(height, round(width * 128 / 178)) if crop == "face" else min(height, width)
 

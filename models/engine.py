@@ -18,11 +18,11 @@ import tempfile
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
-from superres.errors import InputError
+from superres.errors import InputError, check_choice
 from superres.models.hub import network_file
 from superres.models.images import ImageUpscaler
 from superres.precision import gpus
@@ -81,6 +81,7 @@ def load(path: Path | str, precision: Literal["float32", "bfloat16"] = "float32"
     Raises:
         InputError: also if OpenVINO is asked for and is not installed, or cannot compute the network.
     """
+    check_choice("engine", engine, *get_args(Engine))
     installed = find_spec("openvino") is not None
     if engine == "openvino" and not installed:
         raise InputError("--engine: needs OpenVINO (pip install openvino)")

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 from keras import layers
 
-from superres.errors import InputError
+from superres.errors import InputError, check_choice
 from superres.layers import BicubicUpsampling2D, SubPixelConv2D
 from superres.models.upscaler import Upscaler
 
@@ -57,9 +57,9 @@ def lapsrn(
         name: The network's name.
 
     Raises:
-        InputError: for another scale or word than those named, a number of depths that differs
-            from the number of levels, a depth that `skip_every` does not divide, or a chain of
-            pictures in RGB.
+        InputError: for another scale, word or number of channels than those named, a number of
+            depths that differs from the number of levels, a depth that `skip_every` does not
+            divide, or a chain of pictures in RGB.
 
     Example:
         >>> network = lapsrn(scale=4)
@@ -70,12 +70,12 @@ def lapsrn(
     "Real world image super resolution with LapSRN", sections 3.2 and 3.3, for
     pre-activation, local skip and sub-pixel convolution.
     """
-    if scale not in SCALES:
-        raise InputError(f"scale must be one of {SCALES}, not {scale}")
-    for word, choices in ((chain, ("features", "image")), (image_branch, ("bicubic", "subpixel")),
-                          (residual, ("direct", "features")), (initial, ("interpolation", "glorot"))):
-        if word not in choices:
-            raise InputError(f"{word}: must be {' or '.join(choices)}")
+    check_choice("scale", scale, *SCALES)
+    check_choice("channels", channels, 1, 3)
+    check_choice("chain", chain, "features", "image")
+    check_choice("image_branch", image_branch, "bicubic", "subpixel")
+    check_choice("residual", residual, "direct", "features")
+    check_choice("initial", initial, "interpolation", "glorot")
     levels = SCALES.index(scale) + 1
     depths = [depth] * levels if isinstance(depth, int) else list(depth)
     if len(depths) != levels:

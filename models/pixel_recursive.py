@@ -19,11 +19,9 @@ from typing import Literal
 import keras
 from keras import layers
 
-from superres.errors import InputError
+from superres.errors import InputError, check_choice
 from superres.layers import GatedPixelCNNBlock, MaskedConv2D, SPADEResBlock, batch_norm
 from superres.models.upscaler import ThumbnailUpscaler
-
-NORMS = ("batch", "spade", "batch+lr")
 
 
 def conditioning_network(
@@ -79,12 +77,9 @@ def conditioning_network(
     Raises:
         InputError: for another scale, norm or head, or no size with a softmax head.
     """
-    if scale not in (2, 4, 8):
-        raise InputError(f"scale: must be 2, 4 or 8, not {scale}")
-    if norm not in NORMS:
-        raise InputError(f"norm: must be one of {', '.join(NORMS)}, not {norm}")
-    if head not in ("softmax", "gaussian"):
-        raise InputError(f"head: must be softmax or gaussian, not {head}")
+    check_choice("scale", scale, 2, 4, 8)
+    check_choice("norm", norm, "batch", "spade", "batch+lr")
+    check_choice("head", head, "softmax", "gaussian")
     if not size and head == "softmax":
         raise InputError("size: must be given with a softmax head")
     initializer = keras.initializers.get(initializer)

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 from keras import layers
 
-from superres.errors import InputError
+from superres.errors import InputError, check_choice
 from superres.layers import PolyphaseConv2D, SpectralConv2D, SubPixelConv2D, batch_norm
 from superres.models.upscaler import Upscaler
 
@@ -37,10 +37,8 @@ def generator(scale: Literal[2, 4, 8] = 4, blocks: int = 5, filters: int = 64,
         >>> generator(scale=2).count_params()
         587914
     """
-    if scale not in SCALES:
-        raise InputError(f"scale must be one of {SCALES}, not {scale}")
-    if prelu not in ("scalar", "channel"):
-        raise InputError(f"prelu: must be scalar or channel, not {prelu}")
+    check_choice("scale", scale, *SCALES)
+    check_choice("prelu", prelu, "scalar", "channel")
 
     def conv(x, kernel_size, name):
         return layers.Conv2D(filters, kernel_size, padding="same", name=name)(x)
@@ -124,8 +122,7 @@ def discriminator(filters: int = 64, size: int | None = None, norm: Literal["bat
         >>> discriminator()(keras.ops.ones((1, 96, 96, 3))).shape
         (1, 1)
     """
-    if norm not in ("batch", "spectral"):
-        raise InputError(f"norm: must be batch or spectral, not {norm}")
+    check_choice("norm", norm, "batch", "spectral")
     if size and norm == "spectral":
         raise InputError("norm: spectral has no dense head")
     conv = layers.Conv2D if norm == "batch" else SpectralConv2D

@@ -10,7 +10,7 @@ from typing import Literal
 import keras
 from keras import layers
 
-from superres.errors import InputError
+from superres.errors import check_choice
 from superres.layers import (
     BiasedSiLU,
     BilinearDownsampling2D,
@@ -70,8 +70,7 @@ def generator(scale: Literal[2, 4] = 4, stem: int = 256, widths: Sequence[int] =
         >>> generator(scale=4).count_params()
         20933504
     """
-    if scale not in SCALES:
-        raise InputError(f"scale must be one of {SCALES}, not {scale}")
+    check_choice("scale", scale, *SCALES)
     doublings = SCALES.index(scale) + 1
 
     stream = 0

@@ -17,7 +17,7 @@ import numpy as np
 
 from superres.datasets.pictures import Picture, fill_invisible, to_float, to_uint8
 from superres.datasets.thumbnails import Crop, thumbnail
-from superres.errors import InputError
+from superres.errors import InputError, check_choice
 from superres.layers import ConsistentPicture  # and registers all layers that saved networks hold
 from superres.layers.base import Tensor
 from superres.models.hub import network_file
@@ -182,7 +182,8 @@ def load(path: Path | str, precision: Literal["float32", "bfloat16"] = "float32"
         precision: What it computes in, `"float32"` or `"bfloat16"`.
 
     Raises:
-        InputError: if the file is missing, cannot be downloaded or is no saved network.
+        InputError: for another precision, or if the file is missing, cannot be downloaded or is
+            no saved network.
     """
     file = network_file(path)
     try:
@@ -235,7 +236,8 @@ def at_precision(network: Upscaler, precision: Literal["float32", "bfloat16"]) -
     that hand images on or make images of images, so that the 8 bits of the image survive
     bfloat16's 8 bits of mantissa.
     """
-    policy = {"float32": "float32", "bfloat16": "mixed_bfloat16"}[precision]
+    check_choice("precision", precision, "float32", "bfloat16")
+    policy = precision if precision == "float32" else "mixed_bfloat16"
     parts = [network, *(part for part in network.layers if isinstance(part, keras.Model))]
     last = {id(tensor._keras_history.operation) for part in parts for tensor in part.outputs}
 

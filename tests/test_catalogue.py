@@ -287,6 +287,11 @@ def test_unknown_sources_are_named(source, message):
         list(load(source))
 
 
+def test_another_word_for_a_split_is_refused():
+    with pytest.raises(InputError, match="split: must be train or test, not val"):
+        list(load("photos", "val"))
+
+
 def test_every_name_is_told():
     for name in ("photos", "dead_leaves", "plates", "corners", "corners/mnist", "celeb_a", "lsun/bedroom",
                  "cars196", "svhn_cropped", "div2k/bicubic_x2"):

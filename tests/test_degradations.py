@@ -18,7 +18,7 @@ from superres.datasets.degradations import (
     random_kernel,
     realworld,
 )
-from superres.datasets.patches import shift_between
+from superres.datasets.patches import Patches, shift_between
 from superres.errors import InputError
 
 # Half of the one-dimensional kernel of imresize at an interior pixel; the rest mirrors it.
@@ -232,6 +232,13 @@ def test_pictures_that_are_all_border_are_left_out(photo, scale):
     with pytest.raises(InputError, match=r"none: too small, .* \(3 smaller pictures found\)"):
         list(degraded(examples[:3], scale, "bicubic"))
     assert list(degraded([], scale, "bicubic")) == []
+
+
+def test_another_word_for_a_degradation_is_refused(photo):
+    for make in (lambda: list(degraded([Example("", photo)], 2, "blur")),
+                 lambda: Patches([Example("", photo)], 2, 16, 1, degradation="blur")):
+        with pytest.raises(InputError, match="degradation: must be bicubic, realworld or realworld-fresh"):
+            make()
 
 
 @pytest.mark.parametrize(("hr", "lr", "both"), [(1, 1, 1), (1, 3, 3), (3, 1, 3), (3, 3, 3)])

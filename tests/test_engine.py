@@ -89,6 +89,11 @@ def test_what_openvino_does_not_compute_is_an_error_where_it_is_asked_for(argume
         load(**arguments, engine="openvino")
 
 
+def test_another_word_for_an_engine_is_refused():
+    with pytest.raises(InputError, match="engine: must be auto, tensorflow or openvino, not onnx"):
+        load("lapsrn-x2", engine="onnx")
+
+
 def test_without_openvino_tensorflow_computes(monkeypatch):
     monkeypatch.setattr(engine, "find_spec", lambda name: None)
     assert type(load("lapsrn-x2")) is upscaler.Upscaler

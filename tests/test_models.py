@@ -152,14 +152,15 @@ def test_levels_are_chained_by_their_features():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"scale": 3}, r"scale must be one of \(2, 4, 8\), not 3"),
+        ({"scale": 3}, "scale: must be 2, 4 or 8, not 3"),
         ({"scale": 4, "depth": (1, 2, 3)}, "scale 4 has 2 levels, but depth names 3"),
         ({"scale": 4, "depth": (4, 3), "skip_every": 2}, r"skip_every \(2\) must divide every depth"),
         ({"scale": 4, "channels": 3, "chain": "image"}, "image works with 1 channel, not 3"),
-        ({"scale": 2, "chain": "Image"}, "Image: must be features or image"),
-        ({"scale": 2, "image_branch": "bilinear"}, "bilinear: must be bicubic or subpixel"),
-        ({"scale": 2, "residual": "Direct"}, "Direct: must be direct or features"),
-        ({"scale": 2, "initial": "he"}, "he: must be interpolation or glorot"),
+        ({"scale": 2, "chain": "Image"}, "chain: must be features or image, not Image"),
+        ({"scale": 2, "image_branch": "bilinear"}, "image_branch: must be bicubic or subpixel, not bilinear"),
+        ({"scale": 2, "residual": "Direct"}, "residual: must be direct or features, not Direct"),
+        ({"scale": 2, "initial": "he"}, "initial: must be interpolation or glorot, not he"),
+        ({"scale": 2, "channels": 2}, "channels: must be 1 or 3, not 2"),
     ],
 )
 def test_impossible_networks_are_refused(arguments, message):

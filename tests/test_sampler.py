@@ -100,7 +100,7 @@ def test_conditioning_networks_make_logits_and_means(rng, norm, scale):
 
 @pytest.mark.parametrize(("build", "message"), [
     (lambda: conditioning_network(scale=3), "scale: must be 2, 4 or 8, not 3"),
-    (lambda: conditioning_network(norm="layer"), r"norm: must be one of batch, spade, batch\+lr, not layer"),
+    (lambda: conditioning_network(norm="layer"), r"norm: must be batch, spade or batch\+lr, not layer"),
     (lambda: conditioning_network(head="l1"), "head: must be softmax or gaussian, not l1"),
     (lambda: pixel_recursive(conditioning_network(2, 2, filters=2, blocks=0), prior_network(5, 3, 3, 0)),
      r"differ: logits of \(4, 4, 3, 256\) and \(5, 5, 3, 256\)"),

@@ -156,5 +156,5 @@ def test_the_discriminator_takes_its_size_alone(rng):
     assert network(rng.random((3, 12, 12, 3), "float32")).shape == (3, 1)
     with pytest.raises(ValueError, match="incompatible"):
         network(rng.random((3, 16, 16, 3), "float32"))
-    with pytest.raises(InputError, match="scale must be one of"):
+    with pytest.raises(InputError, match="scale: must be 2 or 4, not"):
         generator(3)

@@ -12,7 +12,7 @@ from PIL import Image
 from superres.datasets.batches import numbered_batches
 from superres.datasets.catalogue import Example
 from superres.datasets.degradations import imresize
-from superres.datasets.thumbnails import Thumbnails, square
+from superres.datasets.thumbnails import Thumbnails, square, thumbnail
 from superres.errors import InputError
 
 
@@ -97,6 +97,11 @@ def test_a_face_is_not_enlarged_to_hr(rng):
     assert len(Thumbnails([Example("large", large), Example("small", small[:, :43])], 8, 4, crop="face")) == 1
     with pytest.raises(InputError, match="no picture is large enough"):
         Thumbnails([Example("small", small[:, :43])], 8, 4, crop="face")
+
+
+def test_another_word_for_a_crop_is_refused(photo):
+    with pytest.raises(InputError, match="crop: must be centre or face, not center"):
+        thumbnail(photo, 8, crop="center")
 
 
 def test_given_pairs_are_kept(rng):

@@ -233,6 +233,11 @@ def test_files_that_are_no_network_are_named(tmp_path, content):
     assert "\n" not in str(caught.value)
 
 
+def test_another_word_for_a_precision_is_refused():
+    with pytest.raises(InputError, match="precision: must be float32 or bfloat16, not half"):
+        load("lapsrn-x2", precision="half")
+
+
 # ------------------------------------------------------------------ kinds of networks
 
 PRIOR = {"filters": 4, "blocks": 1, "head": 8}

@@ -19,7 +19,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from superres.datasets.degradations import degraded
+from superres.datasets.degradations import Degradation, degraded
 from superres.datasets.patches import Patches, split_pictures
 from superres.errors import InputError, check_range
 from superres.losses import Charbonnier, Perceptual
@@ -41,7 +41,7 @@ class Settings:
     """Where HR pictures come from: folders, shards (FOLDER/*.tfrecord) or names of the catalogue."""
     scale: Literal[2, 4, 8] = 2
     """HR's size over LR's."""
-    degradation: Literal["bicubic", "realworld", "realworld-fresh"] = "bicubic"
+    degradation: Degradation = "bicubic"
     """How LR is made: MATLAB's bicubic; one random kernel a picture; a new one for each patch."""
     train_pictures: int = 0
     """Pictures to train on; 0: all that validation and test leave."""

@@ -73,7 +73,10 @@ MEGAPIXELS = 4.0  # of a picture that is sent to the server, unless told
 
 
 def write_saved_model(network: Upscaler, folder: Path, name: str, megapixels: float) -> None:
-    """Write the network as a SavedModel with one warm-up request for each signature."""
+    """Write the network as a SavedModel with a warm-up request for each signature but `samples`.
+
+    A server that batches cannot batch `count`, and would refuse to load a model that warms up with it.
+    """
     archive = keras.export.ExportArchive()
     archive.track(network)
     entries = signatures(network, megapixels)
@@ -89,12 +92,11 @@ def write_saved_model(network: Upscaler, folder: Path, name: str, megapixels: fl
         "image_bytes": {"image_bytes": [tf.io.encode_png(picture[0]).numpy()]},
     }
     extra = {"temperature": np.ones(1, "float32"), "seed": np.zeros(1, "int32")}
-    examples["samples"] = {**examples["serving_default"], "count": np.int32(2)}
     assets = Path(folder, "assets.extra")
     assets.mkdir()
     with tf.io.TFRecordWriter(str(assets / "tf_serving_warmup_requests")) as file:
-        for signature, (_, specs) in entries.items():
-            values = {**extra, **examples[signature]}
+        for signature, example in examples.items():
+            values, specs = {**extra, **example}, entries[signature][1]
             request = predict_pb2.PredictRequest(
                 inputs={spec.name: tf.make_tensor_proto(values[spec.name]) for spec in specs})
             request.model_spec.name = name
@@ -146,7 +148,8 @@ def export(model: Path | str, folder: Path | str, name: str | None, version: int
     if not 0 < version < 2**63:
         raise InputError(f"--version: expected a positive integer of 64 bits, found {version}")
     check_range({"--megapixels": megapixels}, least=0.01)
-    config = read_config(Path(folder, "models.config"))
+    listed = Path(folder, "models.config")
+    read_config(listed)  # before anything is computed
     network = load(model, precision)
     name = named(model, name)
     target = Path(folder, name, str(version))
@@ -158,18 +161,17 @@ def export(model: Path | str, folder: Path | str, name: str | None, version: int
     shutil.rmtree(part, ignore_errors=True)
     try:
         write_saved_model(network, part, name, megapixels)
-        os.rename(part, target)
+        config = read_config(listed)
+        if name not in [entry.name for entry in config.model_config_list.config]:
+            config.model_config_list.config.add(
+                name=name, base_path=f"{MOUNT}/{name}", model_platform="tensorflow")
+        with whole(listed) as new:  # listed and in place, or neither
+            new.write_text(text_format.MessageToString(config))
+            os.rename(part, target)
     except tf.errors.OpError as error:  # a full disk and the like
         raise OSError(f"{target}: {error.message}") from None
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-    if name not in [entry.name for entry in config.model_config_list.config]:
-        config.model_config_list.config.add(
-            name=name, base_path=f"{MOUNT}/{name}", model_platform="tensorflow"
-        )
-        with whole(Path(folder, "models.config")) as part:
-            part.write_text(text_format.MessageToString(config))
     return target, name, network.draws_samples
 
 

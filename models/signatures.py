@@ -27,14 +27,16 @@ def signatures(network: Upscaler, megapixels: float) -> dict[str, tuple[Callable
 
     Args:
         megapixels: The most that an LR picture may have. Those whose SR, as floats, would take 2 GiB or
-            more are refused whatever it is: gRPC's messages and PNG files end there.
+            more are refused whatever it is, and so are batches of arrays: gRPC's messages and PNG
+            files end there.
 
     Returns:
         Dict of name -> (function, list of the `tf.TensorSpec` of its inputs).
     """
     size, extra = network.lr_size, []
     channels = network.channels if size else 3
-    limit = min(int(megapixels * 1e6), (2**31 - 1) // (4 * channels * network.scale**2))
+    answerable = (2**31 - 1) // (4 * channels * network.scale**2)
+    limit = min(int(megapixels * 1e6), answerable)
     upscale = sampled(network) if size else computed(network)
     if network.draws_samples:
         extra = [tf.TensorSpec((None,), "float32", "temperature"), tf.TensorSpec((None,), "int32", "seed")]
@@ -49,7 +51,7 @@ def signatures(network: Upscaler, megapixels: float) -> dict[str, tuple[Callable
         return {"sr": tf.cast(tf.floor(sr * 255 + 0.5), "uint8"), "status": status}
 
     def several(lr, temperature, seed, count):
-        fits = tf.cast(count, "int64") * pixels(lr) <= limit
+        fits = tf.cast(count, "int64") * pixels(lr, 0) <= limit
         with tf.control_dependencies([
                 tf.debugging.Assert(count > 0, ["count: must be 1 or more, found:", count]),
                 tf.debugging.Assert(fits, [f"count: times the pixels of lr, more than {limit}:", count])]):
@@ -66,6 +68,8 @@ def signatures(network: Upscaler, megapixels: float) -> dict[str, tuple[Callable
         with tf.control_dependencies([
                 tf.debugging.Assert(tf.size(lr) > 0, ["lr: no pictures, or no pixels:", tf.shape(lr)], 4),
                 tf.debugging.Assert(pixels(lr) <= limit, [f"lr: more than {limit} pixels:", tf.shape(lr)], 4),
+                tf.debugging.Assert(pixels(lr, 0) <= answerable,
+                                    [f"lr: more than {answerable} pixels in all:", tf.shape(lr)], 4),
                 *of_one_length(lr, rest)]):
             lr, *rest = map(tf.identity, (lr, *rest))
         troubles = [(tf.reduce_all((lr >= 0) & (lr <= 1), (1, 2, 3)), "lr: values must lie from 0 to 1")]
@@ -177,9 +181,9 @@ def first(troubles: list[tuple[tf.Tensor, tf.Tensor | str]]) -> tf.Tensor:
     return status
 
 
-def pixels(pictures: tf.Tensor) -> tf.Tensor:
-    """Height times width of (B, H, W, C), int64."""
-    return tf.reduce_prod(tf.shape(pictures, "int64")[1:3])
+def pixels(pictures: tf.Tensor, first: int = 1) -> tf.Tensor:
+    """Height times width of (B, H, W, C), int64; from the axis 0 on, of all pictures."""
+    return tf.reduce_prod(tf.shape(pictures, "int64")[first:3])
 
 
 def of_one_length(values: tf.Tensor, others: list[tf.Tensor]) -> list[tf.Operation]:

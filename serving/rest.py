@@ -1,4 +1,4 @@
-"""Upscale pictures by a server, over REST. Needs Python alone.
+"""Upscale pictures by a server, over REST, a request for each. Needs Python alone.
 
     python serving/rest.py http://localhost:8501 lapsrn-x4 photo.jpg portrait.png
     python serving/rest.py http://localhost:8501 srmap-x4 photo.jpg --temperature 0.5 --seed 1
@@ -13,6 +13,7 @@ import json
 import sys
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -29,41 +30,45 @@ def upscale(url: str, model: str, pictures: list[bytes], **values: float) -> lis
 
     Raises:
         RuntimeError: with the server's words, if it refuses the request as a whole.
+        OSError: if it cannot be reached, or is silent for ten minutes.
     """
     instances = [{"image_bytes": {"b64": base64.b64encode(picture).decode()}, **values}
                  for picture in pictures]
     body = json.dumps({"signature_name": "image_bytes", "instances": instances}).encode()
     try:
-        with urllib.request.urlopen(f"{url}/v1/models/{model}:predict", body) as response:
+        with urllib.request.urlopen(f"{url}/v1/models/{model}:predict", body, timeout=600) as response:
             rows = json.load(response)["predictions"]
     except urllib.error.HTTPError as error:
         raise RuntimeError(error.read().decode(errors="replace")) from None
     return [(base64.b64decode(row["image_bytes"]["b64"]), row["status"]) for row in rows]
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Upscale pictures by a server, over REST.")
-    parser.add_argument("url")
-    parser.add_argument("model")
+def main(upscale: Callable[..., list[tuple[bytes, str]]], example: str) -> None:
+    """The command line of a client, here or over gRPC."""
+    parser = argparse.ArgumentParser(description="Upscale pictures by a server: photo.jpg to photo_sr.png.")
+    parser.add_argument("server", help=example)
+    parser.add_argument("model", help="its name at the server")
     parser.add_argument("pictures", nargs="+", type=Path)
     parser.add_argument("--temperature", type=float, default=argparse.SUPPRESS)
     parser.add_argument("--seed", type=int, default=argparse.SUPPRESS)
     options = vars(parser.parse_args())
-    paths, url, model = (options.pop(name) for name in ("pictures", "url", "model"))
-    answers = upscale(url, model, [path.read_bytes() for path in paths], **options)
+    paths, server, model = (options.pop(name) for name in ("pictures", "server", "model"))
     failed = 0
-    for path, (sr, status) in zip(paths, answers, strict=True):
-        if not status:
-            try:
-                with open(path.with_name(f"{path.stem}_sr.png"), "xb") as file:
-                    file.write(sr)
-                continue
-            except FileExistsError as error:
-                status = f"{error.filename} exists already"
-        failed += 1
-        print(f"{path}: {status}", file=sys.stderr)
-    sys.exit(min(failed, 1))
+    for path in paths:
+        target = path.with_name(f"{path.stem}_sr.png")
+        try:
+            if target.exists():
+                raise FileExistsError(f"{target} exists already")
+            ((sr, status),) = upscale(server, model, [path.read_bytes()], **options)
+            if not status:
+                target.write_bytes(sr)
+        except (OSError, RuntimeError, ValueError) as error:
+            status = " ".join(str(error).split())
+        if status:
+            failed = 1
+            print(f"{path}: {status}", file=sys.stderr)
+    sys.exit(failed)
 
 
 if __name__ == "__main__":
-    main()
+    main(upscale, "http://localhost:8501")

@@ -19,7 +19,7 @@ import yaml
 from conftest import ROOT
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format, wrappers_pb2
 from PIL import Image
-from tensorflow_serving.apis import predict_pb2, prediction_service_pb2_grpc
+from tensorflow_serving.apis import predict_pb2, prediction_log_pb2, prediction_service_pb2_grpc
 
 from superres import export
 from superres.models.lapsrn import lapsrn
@@ -40,6 +40,8 @@ def served(tmp_path_factory):
                 layer.kernel.assign(keras.random.normal(layer.kernel.shape, stddev=0.05))
         network.save(folder / "x2.keras")
         export.export(folder / "x2.keras", folder, "x2", version, megapixels=MEGAPIXELS)
+    lapsrn(8, filters=4, depth=1).save(folder / "x8.keras")
+    export.export(folder / "x8.keras", folder, "x8", 1, megapixels=MEGAPIXELS)
     generator(2, stem=8, widths=(8, 8), blocks=(1,)).save(folder / "noisy.keras")
     export.export(folder / "noisy.keras", folder, "noisy", 1, megapixels=MEGAPIXELS)
     return folder
@@ -47,7 +49,7 @@ def served(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def loaded(served):
-    return {name: tf.saved_model.load(str(served / name)) for name in ("x2/1", "x2/2", "noisy/1")}
+    return {name: tf.saved_model.load(str(served / name)) for name in ("x2/1", "x2/2", "x8/1", "noisy/1")}
 
 
 def pictures(*shape, seed=0):
@@ -141,12 +143,15 @@ def test_rows_of_noise_that_cannot_be(loaded):
     ("x2/1", "uint8", {"lr": np.zeros((0, 4, 5, 3), "uint8")}, r"lr: no pictures, .* \[0 4 5 3\]"),
     ("x2/1", "uint8", {"lr": np.zeros((2, 0, 5, 3), "uint8")}, "lr: no pictures, or no pixels:"),
     ("x2/1", "serving_default", {"lr": np.zeros((1, 100, 201, 3), "float32")}, "lr: more than 20000 pixels:"),
+    ("x8/1", "uint8", {"lr": np.zeros((280, 100, 100, 3), "uint8")}, "lr: more than 2796202 pixels in all:"),
     ("noisy/1", "uint8", {"lr": np.zeros((2, 4, 5, 3), "uint8"), "temperature": np.ones(1, "float32"),
                           "seed": np.zeros(2, "int32")}, "temperature: one for each picture"),
     ("noisy/1", "samples", {"lr": np.zeros((1, 4, 5, 3), "float32"), "temperature": np.ones(1, "float32"),
                             "seed": np.zeros(1, "int32"), "count": np.int32(0)}, "count: must be 1 or more"),
     ("noisy/1", "samples", {"lr": np.zeros((1, 4, 5, 3), "float32"), "temperature": np.ones(1, "float32"),
                             "seed": np.zeros(1, "int32"), "count": np.int32(1001)}, "count: times"),
+    ("noisy/1", "samples", {"lr": np.zeros((10, 4, 5, 3), "float32"), "temperature": np.ones(10, "float32"),
+                            "seed": np.zeros(10, "int32"), "count": np.int32(101)}, "count: times"),
 ])
 def test_what_is_wrong_with_a_whole_batch_is_named(loaded, name, signature, inputs, trouble):
     with pytest.raises(tf.errors.InvalidArgumentError, match=trouble):
@@ -183,6 +188,17 @@ def test_two_versions_answer_side_by_side(loaded):
     assert one[0] != two[0]
     with ThreadPoolExecutor(8) as pool:
         assert list(pool.map(ask, [1, 2] * 8)) == [one, two] * 8
+
+
+def test_a_batching_server_can_batch_every_warm_up_request(served):
+    """It refuses to load a model that warms up with an input of no batch, such as `count`."""
+    path = served / "noisy" / "1" / "assets.extra" / "tf_serving_warmup_requests"
+    requests = [prediction_log_pb2.PredictionLog.FromString(record).predict_log.request
+                for record in tf.data.TFRecordDataset(str(path)).as_numpy_iterator()]
+    assert [request.model_spec.signature_name for request in requests] == [
+        "serving_default", "uint8", "image_bytes"]
+    assert {value.tensor_shape.dim[0].size for request in requests
+            for value in request.inputs.values()} == {1}
 
 
 # ------------------------------------------------------------------ clients
@@ -257,23 +273,34 @@ def test_the_clients_are_answered(loaded, clients, rest_server, grpc_server):
         assert [bool(status) for _, status in expected] == [False, True, False]
         for client, server in zip(clients, (rest_server, grpc_server), strict=True):
             assert client.upscale(server, name, [PNG, b"", JPEG], **values) == expected
-    with pytest.raises(RuntimeError, match="image_bytes: no pictures"):
-        clients[0].upscale(rest_server, "x2", [])
+        with pytest.raises(RuntimeError, match="image_bytes: no pictures"):
+            client.upscale(server, "x2", [])
 
 
-def test_the_rest_client_writes_pictures_and_names_bad_ones(clients, rest_server, tmp_path, monkeypatch,
-                                                            capsys):
+@pytest.mark.parametrize("kind", [0, 1], ids=["rest", "grpc"])
+def test_the_clients_write_pictures_and_name_bad_ones(clients, rest_server, grpc_server, tmp_path,
+                                                      monkeypatch, capsys, kind):
+    def run(server, *options):
+        monkeypatch.setattr(sys, "argv", ["client", server, "noisy", str(tmp_path / "none.png"),
+                                          str(tmp_path / "bad.png"), str(tmp_path / "good.jpg"), *options])
+        with pytest.raises(SystemExit, match="1"):
+            clients[0].main(clients[kind].upscale, "")
+        return [line.removeprefix(f"{tmp_path}/") for line in capsys.readouterr().err.splitlines()]
+
     (tmp_path / "good.jpg").write_bytes(JPEG)
     (tmp_path / "bad.png").write_bytes(PNG[:60])
-    monkeypatch.setattr(sys, "argv", ["rest.py", rest_server, "noisy", str(tmp_path / "good.jpg"),
-                                      str(tmp_path / "bad.png"), "--temperature", "0", "--seed", "1"])
-    for message in (f"{tmp_path / 'bad.png'}: {DAMAGED}",
-                    f"{tmp_path / 'good.jpg'}: {tmp_path / 'good_sr.png'} exists already"):
-        with pytest.raises(SystemExit, match="1"):
-            clients[0].main()
-        assert message in capsys.readouterr().err.splitlines()
+    server, values = (rest_server, grpc_server)[kind], ("--temperature", "0", "--seed", "1")
+    for count in (2, 3):
+        missing, damaged, *again = run(server, *values)
+        assert missing.startswith("none.png: ")
+        assert damaged == f"bad.png: {DAMAGED}"
+        assert len(again) == count - 2
         assert {path.name for path in tmp_path.iterdir()} == {"good.jpg", "bad.png", "good_sr.png"}
+    assert again == [f"good.jpg: {tmp_path / 'good_sr.png'} exists already"]
     assert Image.open(tmp_path / "good_sr.png").size == (100, 80)
+    (tmp_path / "good_sr.png").unlink()
+    nobody = ("http://127.0.0.1:1", "127.0.0.1:1")[kind]
+    assert [line.split(": ")[0] for line in run(nobody, *values)] == ["none.png", "bad.png", "good.jpg"]
 
 
 def test_the_server_s_files_are_of_their_kinds():
@@ -282,8 +309,10 @@ def test_the_server_s_files_are_of_their_kinds():
                                               dependency=[wrappers_pb2.DESCRIPTOR.name])
     batching = file.message_type.add(name="BatchingParameters")
     for number, name in enumerate(("max_batch_size", "batch_timeout_micros", "max_enqueued_batches",
-                                   "num_batch_threads"), 1):
+                                   "num_batch_threads", "max_execution_batch_size"), 1):
         batching.field.add(name=name, number=number, type=11, type_name=".google.protobuf.Int64Value")
+    batching.field.add(name="enable_large_batch_splitting", number=6, type=11,
+                       type_name=".google.protobuf.BoolValue")
     prometheus = file.message_type.add(name="PrometheusConfig")
     prometheus.field.add(name="enable", number=1, type=8)
     prometheus.field.add(name="path", number=2, type=9)
@@ -297,7 +326,9 @@ def test_the_server_s_files_are_of_their_kinds():
         message = message_factory.GetMessageClass(pool.FindMessageTypeByName(f"t.{name}"))()
         return text_format.Parse((ROOT / "serving" / path).read_text(), message)
 
-    assert parsed("BatchingParameters", "batching.config").max_enqueued_batches.value > 0
+    batching = parsed("BatchingParameters", "batching.config")
+    assert batching.max_enqueued_batches.value >= batching.max_batch_size.value / \
+        batching.max_execution_batch_size.value
     path = parsed("MonitoringConfig", "monitoring.config").prometheus_config.path
     (job,) = yaml.safe_load((ROOT / "serving" / "prometheus.yml").read_text())["scrape_configs"]
     assert job["metrics_path"] == path

@@ -40,19 +40,20 @@ def command(main: Callable[..., None] | dict[str, Callable[..., None]],
             tyro.cli(main)
         else:
             arguments = sys.argv[1:]
-            named = set(arguments) & {"-h", "--help", *presets}
-            if not named and (not arguments or arguments[0].startswith("-")):
+            asked = {"-h", "--help"} & {*arguments}
+            if not asked and (not arguments or arguments[0].startswith("-")):
                 others = ", ".join(preset for preset in presets if preset != "quick")
                 print(f"preset quick: {presets['quick'][0]} Others: {others}; --help explains.")
                 arguments = ["quick", *arguments]
-            name = next((word for word in arguments if word in presets), "")
             settings = tyro.extras.overridable_config_cli(presets, description=main.__doc__, args=arguments)
-            main(name, settings)
+            main(arguments[0], settings)
     except BrokenPipeError:  # who reads the output has gone, as `head` does
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
     except (InputError, OSError) as error:
         sys.exit(_fail(error))
+    except MemoryError as error:
+        sys.exit(_fail(f"not enough memory: {error}"))
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)

@@ -31,15 +31,16 @@ import numpy as np
 import tyro
 from matplotlib.figure import Figure
 
-from superres.datasets.catalogue import has_corners, load
+from superres.datasets.catalogue import as_needed, has_corners, load
 from superres.datasets.degradations import degraded
-from superres.datasets.likeness import warn_of_likenesses
+from superres.datasets.likeness import cells, warn_of_likenesses
+from superres.datasets.patches import looks
 from superres.datasets.pictures import write_picture
 from superres.datasets.thumbnails import Crop, Thumbnails
 from superres.errors import InputError
 from superres.files import whole, write_figure
 from superres.metrics.perceptual import LPIPS, SqueezeNetDistance
-from superres.metrics.report import evaluate, figure, table
+from superres.metrics.report import SHOWN, evaluate, figure, table
 from superres.metrics.thumbnails import evaluate_thumbnails, thumbnail_sheet, thumbnail_table
 from superres.models.engine import Engine
 from superres.models.engine import load as load_network
@@ -131,15 +132,23 @@ def main(
         if figure_file:
             _write_sheet(figure_file, thumbnail_sheet(pictures, drawn))
     else:
-        pairs = list(degraded(load(data, "test", limit), network.scale, degradation or "bicubic"))
+        drawn, measured = [], []  # of a large folder, only this is kept
+
+        def pairs():
+            for name, lr, hr in degraded(load(data, "test", limit), network.scale, degradation or "bicubic"):
+                if figure_file and len(drawn) < SHOWN:
+                    drawn.append((name, lr, hr))
+                if against:
+                    measured.append((name, cells(hr)))
+                yield name, lr, hr
+
+        result = evaluate(network, pairs(), distances, ensemble=ensemble, **drawing)
         if against:
-            warn_of_likenesses([(name, hr) for name, _, hr in pairs],
-                               ((example.name, example.hr) for example in load(against)))
-        result = evaluate(network, pairs, distances, ensemble=ensemble, **drawing)
+            warn_of_likenesses(measured, looks(as_needed([against])))
         print(table(result))
         _write_json(json_file, result)
         if figure_file:
-            sheet = figure(network, pairs, temperature=temperature, seed=seed, ensemble=ensemble)
+            sheet = figure(network, drawn, temperature=temperature, seed=seed, ensemble=ensemble)
             write_figure(figure_file, sheet, dpi=110)
 
 

@@ -9,7 +9,6 @@ which stay loaded. Uploads and results lie in a temporary folder, for an hour at
 folder goes when the program ends.
 """
 
-import contextlib
 import functools
 import html
 import itertools
@@ -26,7 +25,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import ImageDraw
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
 try:
@@ -37,7 +36,7 @@ except ImportError as error:
 from superres.command_line import command
 from superres.datasets import catalogue
 from superres.datasets.degradations import imresize, imresize_clipped, mod_crop
-from superres.datasets.pictures import Picture, as_image, read_picture, write_picture
+from superres.datasets.pictures import Picture, as_image, read_picture, size_of, write_picture
 from superres.datasets.thumbnails import thumbnail
 from superres.errors import InputError, check_range
 from superres.models.engine import load
@@ -68,6 +67,9 @@ CSS = """
 """
 
 
+ONE_AT_A_TIME = threading.Lock()
+
+
 class Left(Exception):
     """Nobody waits for the result any more."""
 
@@ -86,7 +88,9 @@ def in_background(work: Callable[[Callable], None]) -> Iterator[dict]:
 
     def run():
         try:
-            work(report)
+            with ONE_AT_A_TIME:  # one whose visitor has gone may still be on its way to its next report
+                if not left.is_set():
+                    work(report)
         except Left:
             pass
         finally:
@@ -114,17 +118,11 @@ def opened(path: str | None, megapixels: float) -> Picture:
     """
     if not path:
         raise InputError("drop a picture first, or take an example")
-    size, picture = (0, 0), None
-    with contextlib.suppress(Exception), Image.open(path) as image:  # what is wrong, read_picture says
-        size = image.size
-    if size[0] * size[1] <= megapixels * 1e6:
-        picture = read_picture(path)
-        size = picture.pixels.shape[1::-1]
-    if size[0] * size[1] > megapixels * 1e6:
-        found = f"{size[0]} x {size[1]} are {size[0] * size[1] / 1e6:.1f} megapixels"
-        raise InputError(f"{found}, and this network takes up to {megapixels:g} here: shrink or crop it, "
-                         "or use upscale.py")
-    return picture
+    width, height = size_of(path)
+    if width * height > megapixels * 1e6:
+        raise InputError(f"{width} x {height} are {width * height / 1e6:.1f} megapixels, and this network "
+                         f"takes up to {megapixels:g} here: shrink or crop it, or use upscale.py")
+    return read_picture(path)
 
 
 def cut(size: tuple[int, int], across: float, down: float, share: float) -> tuple[int, int, int]:
@@ -276,24 +274,28 @@ def build(folder: Path, megapixels: float) -> gr.Blocks:
                 network = loaded(name, precision, round(blend, 1))
                 upscaled(report, folder, picture, Path(path).stem, network, *options)
             except BaseException as error:
-                shutil.rmtree(folder)
                 if isinstance(error, Left):
                     raise
                 report(status=bad(error, path))
 
         yield {result: None, slider: None, drawing: gr.update(value=None, visible=False),
                files: gr.update(value=None, visible=False)}
-        for news in in_background(work):
-            update = {status: news["status"]}
-            if "drawn" in news:
-                drawn = [as_image(Picture(sr)) for sr in news["drawn"]]
-                update[drawing] = gr.update(value=drawn, visible=True, columns=SAMPLES)
-            if found := news.get("found"):
-                many = len(found["after"])
-                update |= {result: found, slider: show(found, how),
-                           drawing: gr.update(value=found["after"], visible=many > 1, columns=many),
-                           files: gr.update(value=found["files"], visible=True)}
-            yield update
+        found = None
+        try:
+            for news in in_background(work):
+                update = {status: news["status"]}
+                if "drawn" in news:
+                    drawn = [as_image(Picture(sr)) for sr in news["drawn"]]
+                    update[drawing] = gr.update(value=drawn, visible=True, columns=SAMPLES)
+                if found := news.get("found"):
+                    many = len(found["after"])
+                    update |= {result: found, slider: show(found, how),
+                               drawing: gr.update(value=found["after"], visible=many > 1, columns=many),
+                               files: gr.update(value=found["files"], visible=True)}
+                yield update
+        finally:
+            if not found:  # it failed, or nobody waits for it
+                shutil.rmtree(folder, ignore_errors=True)
 
     def forget(found):
         if found:

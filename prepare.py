@@ -20,6 +20,7 @@ from superres.commands import command  # first: it quietens TensorFlow
 import csv
 import dataclasses
 import shutil
+import threading
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -30,17 +31,19 @@ import tensorflow as tf
 import tyro
 
 from superres.datasets.catalogue import Example, files_of, read_pair
-from superres.datasets.patches import check_pair
+from superres.datasets.degradations import check_pair
 from superres.datasets.shards import record, stored
 from superres.errors import InputError, check_range
 from superres.files import printable, whole
 
 try:
     import apache_beam as beam
-    from apache_beam.options.pipeline_options import PipelineOptions
+
+    from superres.pipelines import pipeline_of
 except ImportError:
     beam = None
 
+READING = threading.Lock()  # what catches warnings while it reads is not for several threads at once
 ALIGNED = 8  # tiles begin where every scale has a pixel of LR
 
 
@@ -66,9 +69,10 @@ class Settings:
 
 
 def tiles(example: Example, size: int) -> Iterator[Example]:
-    """Cut a picture that is larger than `size` into tiles that cover it, of LR likewise; 0: leave it whole.
+    """Cut a picture that is larger than `size` into tiles, of LR likewise; 0: leave it whole.
 
-    Tiles lie evenly and overlap where the picture is no multiple of them.
+    Tiles lie evenly and overlap where the picture is no multiple of them. They cover it but for up to seven
+    of its last rows and columns.
     """
     height, width = example.size
     places = [(y, x) for y in _starts(height, size) for x in _starts(width, size)]
@@ -111,7 +115,8 @@ def write_shard(job: tuple[Path, list[tuple]], crop: int) -> Iterator[tuple[str,
     with tf.io.TFRecordWriter(str(path)) as file:
         for name, pair in named:
             try:
-                example = read_named(name, pair)
+                with READING:
+                    example = read_named(name, pair)
             except InputError as error:
                 yield name, printable(str(error))  # Beam hands text on as UTF-8
                 continue
@@ -168,17 +173,16 @@ def main(settings: Settings, flags: list[str]) -> None:
             for name, pair in named:
                 number = zlib.crc32(name.encode()) % settings.shards
                 jobs[number][1].append((name, pair))
-            # Without this, which concerns no pipeline of ours, Beam would download a runner, Prism.
-            options = PipelineOptions(flags, allow_unsafe_triggers=True)
+            pipeline = pipeline_of(flags)
             try:
-                pipeline = beam.Pipeline(options=options)
-            except (ValueError, ImportError) as error:  # the runner's, of its options
-                raise InputError(str(error)) from None
-            with pipeline:
-                # Whole shards are spread over the workers: to sort records into them, Beam would hold all.
-                (pipeline | beam.Create(jobs) | beam.Reshuffle()
-                 | beam.FlatMap(write_shard, settings.crop)
-                 | beam.combiners.ToList() | beam.Map(write_errors, part / "errors.csv"))
+                with pipeline:
+                    # Whole shards are spread over workers: to sort records into them, Beam would hold all.
+                    (pipeline | beam.Create(jobs) | beam.Reshuffle()
+                     | beam.FlatMap(write_shard, settings.crop)
+                     | beam.combiners.ToList() | beam.Map(write_errors, part / "errors.csv"))
+            except Exception as error:  # a worker's, such as of a full disk, of which Beam hands on the text
+                reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
+                raise OSError(f"{output}: not written ({reason})") from None
             with open(part / "errors.csv", newline="", encoding="utf-8") as file:
                 bad = list(csv.reader(file))[1:]
             if len(bad) == len(named):
@@ -197,4 +201,7 @@ def cli() -> None:
 
 
 if __name__ == "__main__":
-    cli()
+    # The workers import this module by its name: what they run must not be of `__main__`.
+    from superres import prepare
+
+    prepare.cli()

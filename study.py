@@ -61,7 +61,7 @@ from superres.metrics.study import (
     shares_figure,
 )
 from superres.models.engine import load as load_network
-from superres.models.images import ImageUpscaler
+from superres.models.images import TILE, ImageUpscaler
 
 PRACTICE = 3  # questions that come first, with an answer to each
 Folder = Annotated[str, tyro.conf.arg(metavar="STUDY")]
@@ -118,7 +118,7 @@ def made_pictures(networks: dict[str, ImageUpscaler], temperatures: Sequence[flo
     for name, lr, hr in tqdm(degraded(source, first.scale, "bicubic"), unit="picture", disable=None):
         for title, (network, noise) in methods.items():
             draw = {**noise, "seed": seed + len(names)} if noise else {}
-            sr = network.upscale(lr, tile=256, **draw) if network else imresize(lr, first.scale)
+            sr = network.upscale(lr, tile=TILE, **draw) if network else imresize(lr, first.scale)
             made[title].append(middle(sr, size))
         if min(hr.shape[:2]) < 7:
             raise InputError(f"{name}: a study takes 7 x 7 pixels or more, not {hr.shape[1]} x {hr.shape[0]}")

@@ -41,7 +41,6 @@ try:
     from apache_beam.io import fileio
     from apache_beam.io.filesystem import CompressionTypes
     from apache_beam.io.filesystems import FileSystems
-    from apache_beam.options.pipeline_options import PipelineOptions
 except ImportError as error:
     sys.exit(f"error: needs Apache Beam, pip install 'apache-beam>=2.77,<3' ({error})")
 
@@ -52,6 +51,7 @@ from superres.errors import InputError
 from superres.files import printable
 from superres.models.engine import Engine, load
 from superres.models.images import ImageUpscaler
+from superres.pipelines import pipeline_of
 from superres.precision import chosen_precision
 from superres.upscale import Format, Model, claimed, reason_for, results, sample_paths
 
@@ -253,12 +253,7 @@ def main(job: Job, flags: list[str]) -> None:
     """Run the job; the flags are Beam's."""
     if flags and not flags[0].startswith("-"):
         raise InputError(f"{flags[0]}: there is one pattern, in quotes, and one output")
-    # No triggers here; but without this, Beam's DirectRunner would download Prism, of one worker process.
-    options = PipelineOptions(flags, allow_unsafe_triggers=True)
-    try:
-        pipeline = beam.Pipeline(options=options)
-    except (ValueError, ImportError) as error:  # the runner's, of its options
-        raise InputError(str(error)) from None
+    pipeline = pipeline_of(flags)
     job = job.checked()
     with contextlib.suppress(OSError):  # of an earlier run
         FileSystems.delete([f"{job.output}/{name}.csv" for name in ("errors", "report")])

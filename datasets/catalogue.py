@@ -14,7 +14,7 @@ import numpy as np
 from superres.datasets.corners import CORNERS, in_corner, scanned_digits
 from superres.datasets.dead_leaves import dead_leaves
 from superres.datasets.degradations import imresize
-from superres.datasets.pictures import list_pictures, read_picture
+from superres.datasets.pictures import fill_invisible, list_pictures, read_picture
 from superres.datasets.plates import plate
 from superres.errors import InputError, check_choice
 
@@ -214,6 +214,9 @@ def files_of(folder: Path) -> list[tuple[Path, Path | None]]:
             if len(found) == whose[high[name].stem] == 1:
                 pairs[name] = low.pop(*found)
     if missing := sorted(high.keys() - pairs.keys() | low.keys()):
+        for name in left:
+            if len(found := by_stem[high[name].stem]) > 1:
+                raise InputError(f"{folder}: hr/{name} could belong to lr/{found[0]} or lr/{found[1]}")
         raise InputError(
             f"{folder}: {len(missing)} pictures stand in only one of hr/ and lr/, first: {missing[0]}"
         )
@@ -221,14 +224,13 @@ def files_of(folder: Path) -> list[tuple[Path, Path | None]]:
 
 
 def read_pair(pair: tuple[Path, Path | None]) -> Example:
-    """Read one of `files_of`.
+    """Read one of `files_of`, without alpha: what it hides has the colour of what it shows nearby.
 
     Raises:
         InputError: if it cannot be read.
     """
-    hr, lr = pair
-    low = read_picture(lr).pixels if lr else None
-    return Example(hr.stem, read_picture(hr).pixels, low)
+    hr_pixels, lr_pixels = (path and fill_invisible(read_picture(path)).pixels for path in pair)
+    return Example(pair[0].stem, hr_pixels, lr_pixels)
 
 
 def _corners(digits, split):

@@ -62,7 +62,7 @@ def check_size(width: int, height: int, size: int, depth: int = 1) -> None:
     Args:
         depth: Bytes of a pixel.
     """
-    if width * height > 2 * Image.MAX_IMAGE_PIXELS or width * height * depth > max(2**26, 10_000 * size):
+    if width * height > 2 * Image.MAX_IMAGE_PIXELS or width * height * depth > max(2**28, 10_000 * size):
         raise InputError(f"claims {width} x {height} pixels in {size} bytes: too large")
 
 

@@ -9,7 +9,8 @@ import numpy as np
 from scipy import sparse
 
 from superres.cubic import cubic
-from superres.datasets.pictures import to_uint8
+from superres.datasets.color import luma
+from superres.datasets.pictures import to_float, to_uint8
 from superres.errors import InputError, check_choice
 
 if TYPE_CHECKING:
@@ -133,8 +134,11 @@ def blur_downsample(picture: np.ndarray, kernel: np.ndarray, steps: int = 1, pad
         around = margin(kernel.shape[0], steps)
         picture = np.pad(picture, ((around, around), (around, around), (0, 0)), "symmetric")
     for _ in range(steps):
-        windows = np.lib.stride_tricks.sliding_window_view(picture, kernel.shape, axis=(0, 1))
-        picture = np.tensordot(windows[::2, ::2], kernel.astype(picture.dtype), axes=2)
+        height, width = (size - length + 1 for size, length in zip(picture.shape, kernel.shape, strict=False))
+        total = 0  # all windows at once would take the picture's memory a hundred times
+        for y, x in np.ndindex(kernel.shape):
+            total += picture[y : y + height : 2, x : x + width : 2] * picture.dtype.type(kernel[y, x])
+        picture = total
     return picture
 
 
@@ -150,6 +154,22 @@ def realworld(picture: np.ndarray, scale: int, rng: np.random.Generator) -> np.n
     return to_uint8(blur_downsample(floats, random_kernel(rng), steps))
 
 
+def check_pair(lr: np.ndarray, hr: np.ndarray, scale: int, name: str) -> None:
+    """Raise InputError unless `lr` is the picture `hr` at 1 / scale of its size, rounded down."""
+    expected = tuple(size // scale for size in hr.shape[:2])
+    if lr.shape[:2] != expected:
+        raise InputError(
+            f"{name}: LR of {lr.shape[1]} x {lr.shape[0]} does not belong to HR of "
+            f"{hr.shape[1]} x {hr.shape[0]} at x{scale} (expected {expected[1]} x {expected[0]})"
+        )
+    small = luma(to_float(imresize(mod_crop(hr, scale), 1 / scale))).ravel()
+    with np.errstate(invalid="ignore"):
+        likeness = np.corrcoef(small, luma(to_float(lr)).ravel())[0, 1]
+    # Pictures without contrast have no correlation to speak of: let them pass.
+    if likeness < 0.5:
+        raise InputError(f"{name}: LR and HR are different pictures (correlation {likeness:.2f})")
+
+
 def degraded(examples: "Iterable[Example]", scale: int,
              degradation: Degradation) -> Iterator[Triple]:
     """Yield (name, lr, hr) of every example; `realworld` kernels are the same at every call.
@@ -159,7 +179,7 @@ def degraded(examples: "Iterable[Example]", scale: int,
     with a warning.
 
     Raises:
-        InputError: if a given LR does not fit its HR, or no picture is left.
+        InputError: if a given LR is not its HR's or is to be degraded, or no picture is left.
     """
     check_choice("degradation", degradation, *get_args(Degradation))
     small, found = [], False
@@ -169,13 +189,12 @@ def degraded(examples: "Iterable[Example]", scale: int,
             small.append(example.name)
             continue
         if example.lr is not None:
+            if degradation != "bicubic":
+                raise InputError(f"degradation: {example.name} comes with an LR of its own")
             lr = example.lr
+            check_pair(lr, hr, scale, example.name)
             if lr.shape[-1] != hr.shape[-1]:
                 lr, hr = (np.repeat(x, 3 // x.shape[-1], -1) for x in (lr, hr))
-            if tuple(n * scale for n in lr.shape[:2]) != hr.shape[:2]:
-                raise InputError(
-                    f"{example.name}: LR {lr.shape[:2]} does not fit HR {hr.shape[:2]} at x{scale}"
-                )
         elif degradation == "bicubic":
             lr = imresize(hr, 1 / scale)
         else:

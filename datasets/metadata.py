@@ -14,6 +14,7 @@ from PIL import ExifTags, Image, ImageCms, PngImagePlugin
 
 ORIENTATION = ExifTags.Base.Orientation
 XMP = 700  # the tag of a TIFF that holds it
+XMP_ORIENTATION = rb'(tiff:Orientation(?:\s*=\s*["\']|>))(\d)'
 # What is kept of the first directory, which in a TIFF also says how the pixels lie in that file.
 DESCRIPTIVE = {
     ExifTags.Base[name]
@@ -68,8 +69,8 @@ def read_info(image: Image.Image) -> tuple[Info, int]:
     xmp = found.get("xmp") or found.get("XML:com.adobe.xmp")
     xmp = xmp.encode("utf-8", "replace") if isinstance(xmp, str) else xmp
     xmp = xmp if isinstance(xmp, bytes) else None
-    if xmp and orientation is None and (match := re.search(rb'tiff:Orientation(?:="|>)(\d)', xmp)):
-        orientation = int(match[1])
+    if xmp and orientation is None and (match := re.search(XMP_ORIENTATION, xmp)):
+        orientation = int(match[2])
     text = {}
     if image.format == "PNG":
         text = {key: str(value) for key, value in found.items() if isinstance(value, str)
@@ -137,7 +138,7 @@ def _attempt(function, *arguments):
 
 def _upright(xmp):
     """The packet with orientation 1 and no sizes in pixels."""
-    xmp = re.sub(rb'(tiff:Orientation(?:\s*=\s*["\']|>))\d', rb"\g<1>1", xmp)
+    xmp = re.sub(XMP_ORIENTATION, rb"\g<1>1", xmp)
     sizes = rb"(tiff:Image(?:Width|Length)|exif:Pixel[XY]Dimension)"
     return re.sub(rb"\s" + sizes + rb'\s*=\s*(["\'])\d*\2|<' + sizes + rb">\d*</\3>", b"", xmp)
 

@@ -1,7 +1,7 @@
 """Training batches: patches cut from LR and HR pictures at corresponding places."""
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -14,6 +14,7 @@ from superres.datasets.color import luma
 from superres.datasets.degradations import (
     Degradation,
     blur_downsample,
+    check_pair,
     imresize,
     margin,
     mirror,
@@ -34,8 +35,9 @@ def split_pictures(sources: Iterable[Path | str], val: int, test: int, seed: int
                    train: int = 0) -> tuple[list[Example | Stored], list[Example], list[Example]]:
     """Read the pictures of all sources and part them at random: (train, val, test).
 
-    Those of shards are left unread in train; tiles of a picture of which another tile is in val or test
-    are in none of them. A picture of val or test that looks like one of train is warned of.
+    Those of shards are left unread in train. Of a picture whose tiles are stored, those in val are not in
+    test, and those in either not in train. A picture of val or test that looks like one of train is
+    warned of.
 
     Args:
         sources: Folders, shards and names of the catalogue.
@@ -55,19 +57,27 @@ def split_pictures(sources: Iterable[Path | str], val: int, test: int, seed: int
         raise InputError(f"data: {len(examples)} pictures are too few for {wanted} to train, {val} to "
                          f"validate and {test} to test on")
     order = np.random.default_rng(seed).permutation(len(examples))
-    parts = np.split(order, np.cumsum([wanted, val, test]))[:3]
-    train, val, test = ([examples[i] for i in part] for part in parts)
-    held_out = {example.picture for example in val + test if isinstance(example, Stored)}
-    train = [example for example in train
-             if not (isinstance(example, Stored) and example.picture in held_out)]
-    if not train:
-        raise InputError("data: all tiles are of the pictures of which one is held out: too few to train on")
-    warn_of_likenesses(_looks(val + test), _looks(train))
+    first, held_out, more = np.split(order, [wanted, wanted + val])
+
+    def others(places, used):
+        """Those that show none of the used pictures."""
+        names = {examples[i].picture for i in used if isinstance(examples[i], Stored)}
+        return [i for i in places if i not in used
+                and not (isinstance(examples[i], Stored) and examples[i].picture in names)]
+
+    # Where tiles of a picture are not to be parted, there may be none left behind those before.
+    tested = others([*more, *first[::-1]], {*held_out})[:test]
+    trained = others([*first, *more], {*held_out, *tested})[:wanted]
+    if len(tested) < test or len(trained) < (train or 1):
+        raise InputError("data: the tiles of the pictures that are held out leave too few: "
+                         f"{len(trained)} to train and {len(tested)} to test on")
+    train, val, test = ([examples[i] for i in part] for part in (trained, held_out, tested))
+    warn_of_likenesses(looks(val + test), looks(train))
     return train, *([example.read() for example in part] for part in (val, test))
 
 
-def _looks(examples):
-    """What `warn_of_likenesses` takes; of tiles each picture once."""
+def looks(examples: Iterable[Example | Stored]) -> Iterator[tuple[str, np.ndarray]]:
+    """What `warn_of_likenesses` takes, (name, picture); of tiles each picture once."""
     seen = set()
     for example in examples:
         if not isinstance(example, Stored):
@@ -97,7 +107,7 @@ class Patches:
         channels: 1 gives luminance (BT.601, 16..235 over 255), 3 RGB.
         degradation: `"bicubic"`, `"realworld"` (one random kernel a picture, as in
             DIV2KRK) or `"realworld-fresh"` (a new random kernel for every patch).
-            Examples that bring their own LR picture keep it.
+            Examples that bring their own LR picture keep it, and take `"bicubic"` alone.
         pyramid: Also give the HR picture at every power of two below `scale`.
         augment: Flip and turn patches at random, LR and HR alike.
         fixed: Patches drawn once of each picture, flipped, turned and degraded once;
@@ -157,12 +167,15 @@ class Patches:
         """(lr, *targets) of picture number `index`, (H, W, 3) uint8; an LR of None is made for each patch."""
         hr = mod_crop(_as_channels(example.hr, 3), self.scale)
         if example.lr is not None:
+            if self.degradation != "bicubic":
+                raise InputError(f"degradation: {example.name} comes with an LR of its own")
             lr = _as_channels(example.lr, 3)
             check_pair(lr, hr, self.scale, example.name)
         elif self.fresh:
             lr = None
         elif self.degradation == "realworld":
-            lr = realworld(hr, self.scale, np.random.default_rng((self.seed, index)))
+            # Not a kernel that pictures are measured with, whatever the seed
+            lr = realworld(hr, self.scale, np.random.default_rng((self.seed, index, 4)))
         else:
             lr = imresize(hr, 1 / self.scale)
         return lr, *(hr if f == self.scale else imresize(hr, f / self.scale) for f in self.factors)
@@ -245,22 +258,6 @@ class NoisyPatches(Patches):
         lr, targets = super().batch_number(number, rows)
         seeds = np.random.default_rng((self.seed, number, 1)).integers(2**31, size=(self.batch, 2))
         return (lr, seeds[rows].astype("int32")), targets
-
-
-def check_pair(lr: np.ndarray, hr: np.ndarray, scale: int, name: str) -> None:
-    """Raise InputError unless `lr` is the picture `hr` at 1 / scale of its size."""
-    expected = tuple(size // scale for size in hr.shape[:2])
-    if lr.shape[:2] != expected:
-        raise InputError(
-            f"{name}: LR of {lr.shape[1]} x {lr.shape[0]} does not belong to HR of "
-            f"{hr.shape[1]} x {hr.shape[0]} at x{scale} (expected {expected[1]} x {expected[0]})"
-        )
-    small = luma(to_float(imresize(hr, 1 / scale))).ravel()
-    with np.errstate(invalid="ignore"):
-        likeness = np.corrcoef(small, luma(to_float(lr)).ravel())[0, 1]
-    # Pictures without contrast have no correlation to speak of: let them pass.
-    if likeness < 0.5:
-        raise InputError(f"{name}: LR and HR are different pictures (correlation {likeness:.2f})")
 
 
 def check_alignment(pairs: Iterable[tuple[np.ndarray, np.ndarray]], scale: int,

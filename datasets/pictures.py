@@ -86,7 +86,8 @@ def read_picture(path: Path | str, depth: Literal[8, 16] = 8, white: float | Non
     comes along in `info`; EXIF rotation is applied; alpha comes apart. Of an animation, the first frame.
 
     Args:
-        depth: 8 for uint8 from every file; 16 for float32 where the file has more than 8 bits a channel.
+        depth: 8 for uint8 from every file; 16 for float32 where the file has more than 8 bits a channel, and
+            Pillow or tifffile gives them: of PNM as text, AVIF and JPEG 2000 in colour, it has 8.
         white: The value that is white in a file of floats or of 32 bits that does not say so itself.
             Floats from 0 to 1 need none.
 
@@ -184,9 +185,8 @@ def _pages(path, stack):
     try:
         image = stack.enter_context(Image.open(path, formats=READABLE))
     except Image.UnidentifiedImageError:
-        with open(path, "rb") as file:
-            if file.read(4)[:2] not in (b"II", b"MM"):
-                raise
+        if not _is_tiff(path):
+            raise
         return _tiff_pages(path, stack)
     if image.format == "TIFF" and image.tag_v2.get(PLANAR) == 2 and max(image.tag_v2.get(BITS, (8,))) > 8:
         return _tiff_pages(path, stack)
@@ -270,6 +270,27 @@ def _tiff_pages(path, stack):
         return picture.each(lambda planes: upright(planes, orientation))._replace(info=info)
 
     return page
+
+
+def size_of(path: Path | str) -> tuple[int, int]:
+    """(width, height) of a picture as its file has it, not turned, before a pixel is decoded.
+
+    Raises:
+        InputError: if the file is missing or no picture.
+    """
+    with contextlib.ExitStack() as stack, _only_input_errors(path):
+        try:
+            return stack.enter_context(Image.open(path, formats=READABLE)).size
+        except Image.UnidentifiedImageError:
+            if not _is_tiff(path):
+                raise
+            page = stack.enter_context(tifffile.TiffFile(path)).pages[0]
+            return page.imagewidth, page.imagelength
+
+
+def _is_tiff(path):
+    with open(path, "rb") as file:
+        return file.read(4)[:2] in (b"II", b"MM")
 
 
 def animation_suffix(path: Path | str | BinaryIO) -> str:

@@ -1,5 +1,6 @@
 """Pairs of whole small pictures, for networks that learn one kind of picture at one size."""
 
+import warnings
 from collections.abc import Iterable
 from copy import copy
 from typing import TYPE_CHECKING, Literal, Self, get_args
@@ -97,6 +98,9 @@ class Thumbnails:
         if not self.names:
             raise InputError(f"no picture is large enough: HR needs {size * scale} x {size * scale} pixels "
                              f"({small} smaller pictures found)")
+        if small:
+            warnings.warn(f"{small} pictures are smaller than HR's {size * scale} pixels: left out",
+                          stacklevel=2)
         self.lr, self.hr = map(np.stack, zip(*pairs, strict=True)) if pairs else ((), ())
 
     def _made(self, example):

@@ -11,8 +11,9 @@ from superres.datasets.pictures import to_uint8
 from superres.files import printable
 from superres.metrics.image import quality
 from superres.metrics.perceptual import diversity_score
-from superres.models.images import ImageUpscaler
+from superres.models.images import TILE, ImageUpscaler
 
+SHOWN = 8  # in a figure
 # Heading and format of every measure, as far as it is measured.
 COLUMNS = {"psnr_y": ("PSNR-Y", ".2f"), "ssim_y": ("SSIM-Y", ".4f"), "psnr_rgb": ("PSNR-RGB", ".2f"),
            "lr_psnr": ("LR-PSNR", ".2f"), "lr_psnr_worst": ("worst LR-PSNR", ".2f"),
@@ -45,7 +46,7 @@ def evaluate(network: ImageUpscaler, pairs: Iterable[Triple],
     distances = distances or {}
     mapped = next(iter(distances), None) if drawn and (samples or 1) > 1 else None  # for the diversity score
     methods = {
-        "network": lambda lr: [*network.draw(lr, samples, **options)],
+        "network": lambda lr: [*network.draw(lr, samples, tile=TILE, **options)],
         "bicubic": lambda lr: [imresize(lr, scale)],
     }
     pictures = []
@@ -110,14 +111,14 @@ def table(result: dict) -> str:
 
 
 def figure(network: ImageUpscaler, pairs: list[Triple], size: int = 96, **options) -> Figure:
-    """Crops of LR, bicubic, SR and HR side by side, up to eight pictures: a matplotlib figure."""
+    """Crops of LR, bicubic, SR and HR side by side, of up to `SHOWN` pictures: a matplotlib figure."""
     import matplotlib.pyplot as plt
 
     scale = network.scale
-    pairs = pairs[:8]
+    pairs = pairs[:SHOWN]
     sheet, axes = plt.subplots(len(pairs), 4, figsize=(10, 2.6 * len(pairs)), squeeze=False)
     for row, (name, lr, hr) in zip(axes, pairs, strict=True):
-        sr = network.upscale(lr, **options)
+        sr = network.upscale(lr, tile=TILE, **options)
         bicubic = imresize(lr, scale)
         crop = min(size, *hr.shape[:2]) // scale
         top, left = busiest(lr, crop)

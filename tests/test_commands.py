@@ -226,11 +226,14 @@ def test_training_names_its_presets(run_command):
 
 @pytest.mark.parametrize(("arguments", "preset", "epochs"), [
     ([], "quick", PRESETS["quick"][1].epochs), (["--epochs", "3"], "quick", 3),
+    (["--epochs", "3", "--start", "improved-x2"], "quick", 3),  # a preset's name, but a value here
     (["improved-x2", "--epochs", "3"], "improved-x2", 3)])
 def test_training_without_a_preset_takes_the_quick_one_and_says_so(call, capsys, arguments, preset, epochs):
     def main(name, settings):
         """Nothing."""
-        assert (name, settings) == (preset, dataclasses.replace(PRESETS[preset][1], epochs=epochs))
+        start = "improved-x2" if "--start" in arguments else ""
+        assert name == preset
+        assert settings == dataclasses.replace(PRESETS[preset][1], epochs=epochs, start=start)
 
     call(main, *arguments, presets=PRESETS)
     out = capsys.readouterr().out

@@ -1,6 +1,7 @@
 """datasets/degradations.py: MATLAB's imresize and DIV2KRK's kernels against their definitions."""
 
 import math
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -158,6 +159,15 @@ def test_one_step_is_a_correlation_and_every_second_pixel(rng, photo):
     np.testing.assert_allclose(blur_downsample(picture, kernel), expected, atol=1e-12)
 
 
+def test_blurring_takes_a_few_times_the_picture_s_memory(rng):
+    picture, kernel = rng.random((400, 300, 3)), random_kernel(rng)
+    tracemalloc.start()
+    blur_downsample(picture, kernel)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 3 * picture.nbytes
+
+
 def test_two_steps_are_the_step_done_twice(rng, photo):
     picture, kernel = photo / 255, random_kernel(rng)
     twice = blur_downsample(blur_downsample(picture, kernel), kernel)
@@ -217,10 +227,17 @@ def test_degraded_pairs_have_the_sizes_and_kernels_that_every_call_has(photo):
 
 
 def test_degraded_keeps_a_given_lr_and_refuses_one_that_does_not_fit(photo):
-    lr = photo[:20, :30]
-    assert next(degraded([Example("given", photo[:40, :60], lr)], 2, "bicubic"))[1] is lr
-    with pytest.raises(InputError, match=r"given: LR \(20, 30\) does not fit HR \(40, 60\) at x4"):
-        list(degraded([Example("given", photo[:40, :60], lr)], 4, "bicubic"))
+    hr, other = photo[:40, :60], imresize(photo[100:140, 60:120], 0.5)
+    lr = imresize(hr, 0.5) // 2
+    assert next(degraded([Example("given", hr, lr)], 2, "bicubic"))[1] is lr
+    for wrong, scale, degradation, message in (
+            (lr, 4, "bicubic", "given: LR of 30 x 20 does not belong to HR of 60 x 40 at x4"),
+            (other, 2, "bicubic", "given: LR and HR are different pictures"),
+            (lr, 2, "realworld", "degradation: given comes with an LR of its own")):
+        with pytest.raises(InputError, match=message):
+            list(degraded([Example("given", hr, wrong)], scale, degradation))
+    with pytest.raises(InputError, match="degradation: given comes with an LR of its own"):
+        Patches([Example("given", hr, lr)], 2, 8, 1, degradation="realworld")
 
 
 @pytest.mark.parametrize("scale", [2, 4])
@@ -243,7 +260,7 @@ def test_another_word_for_a_degradation_is_refused(photo):
 
 @pytest.mark.parametrize(("hr", "lr", "both"), [(1, 1, 1), (1, 3, 3), (3, 1, 3), (3, 3, 3)])
 def test_pairs_become_alike(photo, hr, lr, both):
-    given = Example("pair", photo[:40, :60, :hr], photo[:20, :30, :lr])
+    given = Example("pair", photo[:40, :60, :hr], imresize(photo[:40, :60, :lr], 0.5))
     (_, *pair), = degraded([given], 2, "bicubic")
     for found, picture in zip(pair, (given.lr, given.hr), strict=True):
         np.testing.assert_array_equal(found, np.broadcast_to(picture, (*picture.shape[:2], both)))

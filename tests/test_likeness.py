@@ -5,13 +5,15 @@ import warnings
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from PIL import Image
 
 from superres import evaluate
-from superres.datasets.catalogue import load
+from superres.datasets.catalogue import Example, load
 from superres.datasets.likeness import ALIKE, likenesses, thumbprint, warn_of_likenesses
 from superres.datasets.patches import split_pictures
 from superres.datasets.pictures import write_picture
+from superres.datasets.shards import record
 from superres.models.lapsrn import lapsrn
 
 
@@ -73,6 +75,13 @@ def test_evaluate_warns_of_a_copy(call, photos, tmp_path, capsys):
         write_picture(tmp_path / folder / f"{name}.png", picture)
     call(evaluate.main, tmp_path / "network.keras", "--data", tmp_path / "data", "--against",
          tmp_path / "known")
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("warning: woman, which is measured on, looks like 302003, which is trained on")
+    whole = photos["astronaut"][:80, :90]
+    with tf.io.TFRecordWriter(str(tmp_path / "tiles.tfrecord")) as file:
+        file.write(record(Example("302003@0,0", whole[:64, :64]), whole))
+    call(evaluate.main, tmp_path / "network.keras", "--data", tmp_path / "data", "--against",
+         tmp_path / "*.tfrecord")
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("warning: woman, which is measured on, looks like 302003, which is trained on")
 

@@ -5,8 +5,8 @@ import pytest
 
 from superres.datasets.catalogue import Example
 from superres.datasets.color import luma
-from superres.datasets.degradations import imresize, mod_crop, random_kernel, realworld
-from superres.datasets.patches import Patches, check_alignment, check_pair, split_pictures
+from superres.datasets.degradations import check_pair, imresize, mod_crop, random_kernel, realworld
+from superres.datasets.patches import Patches, check_alignment, split_pictures
 from superres.datasets.pictures import write_picture
 from superres.errors import InputError
 from superres.metrics import psnr
@@ -212,6 +212,7 @@ def test_shuffled_pairs_are_refused(examples):
         check_pair(imresize(other, 0.5), hr, 2, "bad")
     with pytest.raises(InputError, match="bad: LR and HR are different pictures"):
         Patches([Example("bad", hr, imresize(other, 0.5))], 2, 8, 1)
+    check_pair(imresize(hr[:238, :254], 0.5), hr[:239, :255], 2, "rounded down")
     with pytest.raises(InputError, match="size: LR of 60 x 64 does not belong to HR of 240 x 256 at x2"):
         check_pair(imresize(hr, 0.25), hr, 2, "size")
 

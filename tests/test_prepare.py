@@ -111,6 +111,28 @@ def test_tiles_are_stored_with_the_look_of_their_picture(pictures, tmp_path, run
         np.testing.assert_array_equal(picture.looks()[1], cells(photo[..., :1]))
 
 
+def test_an_hr_that_the_scale_does_not_divide_has_an_lr_rounded_down(photo, tmp_path, run):
+    for side, picture in (("hr", photo[:121, :101]), ("lr", imresize(photo[:120, :100], 0.5))):
+        (tmp_path / "pairs" / side).mkdir(parents=True)
+        write_picture(tmp_path / "pairs" / side / "1.png", picture)
+    run(tmp_path / "pairs", "-o", tmp_path / "shards", "--shards", 1)
+    (example,) = load(tmp_path / "shards" / "*.tfrecord")
+    assert (example.size, example.lr.shape[:2]) == ((121, 101), (60, 50))
+
+
+def test_a_shard_that_cannot_be_written_is_one_line_and_nothing_is_left(pictures, tmp_path, run, monkeypatch,
+                                                                        capsys):
+    def full(*arguments):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(prepare, "record", full)
+    with pytest.raises(SystemExit, match="2"):
+        run(pictures, "-o", tmp_path / "shards")
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"error: {tmp_path / 'shards'}: not written (OSError: [Errno 28] No space left")
+    assert {path.name for path in tmp_path.iterdir()} == {"pictures"}
+
+
 def test_pairs_are_stored_and_those_that_do_not_fit_are_bad(photo, photos, tmp_path, run, capsys):
     for side in ("hr", "lr"):
         (tmp_path / "pairs" / side).mkdir(parents=True)
@@ -138,6 +160,7 @@ def test_pictures_of_several_folders_keep_apart(pictures, tmp_path, run, photo):
     (("in",), "in: no such folder"),
     (("pictures", "--crop", "30"), "crop: must be a multiple of 8, not 30"),
     (("pictures", "--shards", "0"), "shards: must be at least 1"),
+    (("pictures", "--shard", "4"), "--shard: neither an option of this command nor one of Beam's"),
 ])
 def test_mistakes_are_one_line(pictures, tmp_path, run, capsys, arguments, message):
     with pytest.raises(SystemExit):

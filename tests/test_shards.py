@@ -282,6 +282,14 @@ def test_tiles_of_a_held_out_picture_are_not_trained_on(examples, tmp_path):
     held_out = {example.name[:2] for example in val + test}
     assert sorted(picture.name for picture in train) == [
         f"{example.name}@{y},0" for example in examples if example.name not in held_out for y in (0, 48)]
+    for seed in range(8):
+        parts = split_pictures([tmp_path / "tiles.tfrecord"], 3, 3, seed, 8)
+        assert [len(part) for part in parts] == [8, 3, 3]
+        train, val, test = ({example.name[:2] for example in part} for part in parts)
+        assert train.isdisjoint(val | test)
+        assert val.isdisjoint(test)
+    with pytest.raises(InputError, match="data: the tiles of the pictures that are held out leave too few: "):
+        split_pictures([tmp_path / "tiles.tfrecord"], 8, 3, 0, 8)
     sides = [{picture.picture for picture in as_needed([tmp_path / "tiles.tfrecord"], side, 4)}
              for side in ("train", "test")]
     assert sides[1] == {"00", "04", "08"}

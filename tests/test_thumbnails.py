@@ -94,7 +94,9 @@ def test_faces_are_cut_when_asked_for(rng):
 
 def test_a_face_is_not_enlarged_to_hr(rng):
     large, small = (rng.integers(0, 256, (size, size, 3), "uint8") for size in (45, 44))
-    assert len(Thumbnails([Example("large", large), Example("small", small[:, :43])], 8, 4, crop="face")) == 1
+    both = [Example("large", large), Example("small", small[:, :43])]
+    with pytest.warns(UserWarning, match="left out"):
+        assert Thumbnails(both, 8, 4, crop="face").names == ["large"]
     with pytest.raises(InputError, match="no picture is large enough"):
         Thumbnails([Example("small", small[:, :43])], 8, 4, crop="face")
 
@@ -137,7 +139,8 @@ def test_pairs_of_other_sizes_are_refused(hr, lr, found):
 def test_small_pictures_are_left_out(coloured):
     small = Example("small", coloured[0].hr[:31])
     just = Example("just", coloured[0].hr[:32])
-    assert Thumbnails([small, just], 8, 4).names == ["just"]
+    with pytest.warns(UserWarning, match="1 pictures are smaller than HR's 32 pixels: left out"):
+        assert Thumbnails([small, just], 8, 4).names == ["just"]
     with pytest.raises(InputError) as caught:
         Thumbnails([small, small], 8, 4)
     message = str(caught.value)

@@ -61,8 +61,8 @@ def test_a_run_leaves_its_network_log_settings_and_samples(tiny, tmp_path, capsy
     main("quick", settings)
     folder = tmp_path / "run"
     assert {path.name for path in folder.iterdir()} == {
-        "settings.yaml", "log.csv", "model.keras", "last.keras", "backup.weights.h5", "samples", "lock",
-        "tensorboard",
+        "settings.yaml", "held_out.txt", "log.csv", "model.keras", "last.keras", "backup.weights.h5",
+        "samples", "lock", "tensorboard",
     }
     log = rows(folder)
     assert list(log[0]) == [

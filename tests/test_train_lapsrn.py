@@ -20,7 +20,7 @@ from superres.train.loop import RunSettings
 pytestmark = [pytest.mark.usefixtures("eagerly"),
               pytest.mark.filterwarnings("ignore:Even though the `tf.config:UserWarning")]
 # One step of stochastic gradient descent on two logical devices, compiled, and on one, not compiled: Adam
-# would hide gradients that are summed instead of averaged. And a run on two devices.
+# would hide gradients that are summed instead of averaged. And whole runs on two devices and on one.
 REPLICAS = """
 import sys
 import keras, numpy as np
@@ -53,7 +53,28 @@ difference = max(np.abs(a - b).max() for a, b in zip(one, two))
 assert difference < 1e-6, difference
 for key in ("loss", "psnr"):
     assert abs(logs_one[key][0] / logs_two[key][0] - 1) < 1e-5, (logs_one, logs_two)
-main("quick", settings)
+for replicas in (2, 1):
+    settings.run.folder, settings.run.replicas = f"{folder}{replicas}", replicas
+    main("quick", settings)
+
+# In float16, of two devices the second alone overflows.
+tf.config.run_functions_eagerly(False)
+keras.config.set_dtype_policy("mixed_float16")
+with devices[2].scope():
+    model = trainer(settings)
+    model.optimizer.build(model.network.trainable_variables)
+before, (lr, hr) = model.network.get_weights(), patches.batch_number(0)
+def half(context):
+    number = context.replica_id_in_sync_group
+    rows = slice(2 * number, 2 * number + 2)
+    wrong = np.float32(np.nan if number and failing else 0)
+    return tf.constant(lr[rows]), tuple(tf.constant(x[rows] + wrong) for x in hr)
+for failing in (1, 0):
+    batch = devices[2].experimental_distribute_values_from_function(half)
+    devices[2].run(tf.function(model.train_step, autograph=False), args=(batch,))
+    changed = max(np.abs(a - b).max() for a, b in zip(model.network.get_weights(), before))
+    assert int(model.optimizer.iterations.numpy()) == 1 - failing and (changed == 0) == failing, changed
+    assert float(model.optimizer.dynamic_scale.numpy()) == 2**14
 """
 
 
@@ -71,6 +92,8 @@ def test_numbers_out_of_range_are_named():
 @pytest.mark.parametrize(("changes", "message"), [
     *(({name: 0}, f"{name}: must be at least 1, not 0")
       for name in ("patch", "batch", "filters", "epochs", "steps")),
+    ({"depth": (2, 0)}, "depth: must be at least 1, not 0"),
+    ({"skip_every": -1}, "skip_every: must be at least 0, not -1"),
     ({"ema": 1.0}, r"ema: must be at least 0 and below 1, not 1\.0"),
     ({"patches": 4}, "steps: 16 patches in batches of 4 are 4 steps an epoch, not 3"),
     ({"patches": -1}, "patches: must be at least 0, not -1"),
@@ -144,8 +167,10 @@ def test_constant_output_raises_the_alarm(tiny, monkeypatch, capsys):
 def test_two_devices_train_as_one(tiny, tmp_path, run_command):
     result = run_command("-c", REPLICAS, tiny().data[0], tmp_path / "run")
     assert result.returncode == 0, result.stderr[-2000:]
-    assert len(rows(tmp_path / "run")) == 1
     assert "2 device(s)" in result.stdout
+    (two,), (one,) = (rows(tmp_path / f"run{number}") for number in (2, 1))
+    for key in ("loss", "psnr", "val_psnr_y"):
+        assert float(two[key]) == pytest.approx(float(one[key]), rel=1e-4)
 
 
 def test_reported_presets_hold_the_reports_numbers():

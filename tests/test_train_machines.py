@@ -137,8 +137,9 @@ def test_a_training_goes_on_after_a_machine_is_lost(settings_of, tmp_path):
         processes[chance.randrange(2)].send_signal(how)
         (status, output), (killed, _) = sorted(outcome(processes, log), reverse=True)
         assert (status, killed) == (2, -how), output[-2000:]
-        assert re.fullmatch(r"error: .*: another machine was lost .*; the same command on all machines goes "
-                            "on after the last finished epoch", output.splitlines()[-1])
+        assert re.fullmatch(r"error: .*: another machine was lost .*; unless that one says why, the same "
+                            "command on all machines goes on after the last finished epoch",
+                            output.splitlines()[-1])
         epochs = len(rows(run))
     log = tmp_path / "again"
     both = outcome(started(*command, run, log=log), log)
@@ -147,6 +148,24 @@ def test_a_training_goes_on_after_a_machine_is_lost(settings_of, tmp_path):
     log = tmp_path / "whole"
     assert [status for status, _ in outcome(started(*command, tmp_path / "whole", log=log), log)] == [0, 0]
     assert_same_run(run, tmp_path / "whole")
+
+
+@apart
+def test_machines_that_were_told_different_things_do_not_train(settings_of, tmp_path):
+    code = """
+import json, os
+from superres.command_line import command
+from superres.train.lapsrn import RunSettings, Settings, main
+index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
+command(lambda: main("quick", Settings(
+    data=({data!r},), filters=4, depth=(2,), patch=8, batch=4, steps=1, epochs=1, val_pictures=1, {changes})))
+"""
+    for changes, message in (
+            ("learning_rate=(1e-3, 1e-2)[index]", "error: settings: this machine's differ from"),
+            ("run=RunSettings(precision=('float32', 'mixed_bfloat16')[index])", "error: run.precision: ")):
+        run, log = code.format(data=settings_of("run").data[0], changes=changes), tmp_path / "log"
+        for status, output in outcome(started("-c", run, log=log), log):
+            assert (status, message in output) == (2, True), output[-2000:]
 
 
 def test_a_machine_finds_its_place_among_the_addresses():

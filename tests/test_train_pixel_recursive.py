@@ -123,6 +123,8 @@ def test_average_is_that_of_the_steps(settings):
         assert (one != two).any()
     with pytest.raises(InputError, match="ema: must be at least 0 and below 1, not 1"):
         main("corners", settings(ema=1.0))
+    with pytest.raises(InputError, match="conditioned: independent has no prior network"):
+        main("corners", settings(conditioned=True, model="independent"))
 
 
 @pytest.mark.parametrize("model", ["recursive", "independent", "regression"])
@@ -271,8 +273,7 @@ def test_a_copy_across_the_split_is_warned_of(settings, folder, photos, tmp_path
 
 def test_flips_are_for_training(settings):
     flipped = settings(data={"flip": True})
-    train, *_ = split_thumbnails(flipped)
-    assert train.flip
+    assert [part.flip for part in split_thumbnails(flipped)] == [True, False, False]
     assert not split_thumbnails(settings())[0].flip
 
 

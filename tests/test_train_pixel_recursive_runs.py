@@ -62,8 +62,8 @@ def test_a_run_leaves_its_network_log_settings_snapshots_and_samples(tmp_path, c
     main("corners", small_settings(tmp_path / "run", snapshots=(2, 4, 6)))  # the last one is past the end
     folder = tmp_path / "run"
     assert {path.name for path in folder.iterdir()} == {
-        "settings.yaml", "log.csv", "model.keras", "last.keras", "step_2.keras", "step_4.keras",
-        "backup.weights.h5", "samples", "tensorboard", "lock",
+        "settings.yaml", "held_out.txt", "log.csv", "model.keras", "last.keras", "step_2.keras",
+        "step_4.keras", "backup.weights.h5", "samples", "tensorboard", "lock",
     }
     assert yaml.safe_load((folder / "settings.yaml").read_text())["data"]["val_pictures"] == 4
     log = rows(folder)

@@ -209,10 +209,23 @@ def test_the_warm_up_knows_pixels_alone(make, vgg):
     assert not any(changed(other, model.discriminator.get_weights()))
 
 
-def test_the_game_works_in_mixed_precision(make):
-    keras.mixed_precision.set_dtype_policy("mixed_bfloat16")
-    model, batch = adversarial_step_of(make(**ADVERSARIAL))
-    assert all(np.isfinite(float(value)) for value in model.train_step(batch).values())
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_the_game_works_in_mixed_precision(make, precision):
+    shown = {}
+    for policy in ("float32", precision):
+        keras.mixed_precision.set_dtype_policy(policy)
+        model, batch = adversarial_step_of(make(**ADVERSARIAL))
+        optimizers = model.optimizer, model.discriminator_optimizer
+        for optimizer in optimizers:
+            assert isinstance(optimizer, keras.optimizers.LossScaleOptimizer) == (policy == "mixed_float16")
+            optimizer.build(model.network.trainable_variables if optimizer is optimizers[0] else
+                            model.discriminator.trainable_variables)
+            if policy == "mixed_float16":
+                optimizer.dynamic_scale.assign(2.0**6)
+        shown[policy] = {key: float(value) for key, value in model.train_step(batch).items()}
+        assert [int(optimizer.iterations.numpy()) for optimizer in optimizers] == [1, 1]
+    for key in shown["float32"].keys() - {"accuracy"}:
+        assert shown[precision][key] == pytest.approx(shown["float32"][key], rel=0.1, abs=0.02), key
 
 
 def test_norms_of_gradients_that_overflow_are_left_out(make):
@@ -294,7 +307,8 @@ def test_snapshots_and_a_game_from_scratch_on_the_command_line(grain, monkeypatc
 
 @pytest.mark.parametrize(("changes", "message"), [
     *(({name: 0}, f"{name}: must be at least 1, not 0") for name in ("batch", "steps")),
-    *(({name: -1}, f"{name}: must be at least 0, not -1") for name in ("blocks", "warm_up", "epochs")),
+    *(({name: -1}, f"{name}: must be at least 0, not -1") for name in (
+        "blocks", "warm_up", "epochs", "r1", "vgg", "learning_rate")),
     *(({"crop": crop}, f"crop: {crop} is no multiple of the scale, 2") for crop in (0, 15)),
     ({"grid": 1.0, "grid_window": 9}, "grid_window: must be at least 0 and below 9, not 9"),
     ({"crop": 2, "fidelity": 1.0}, "crop"),  # too small to be shrunk

@@ -130,8 +130,8 @@ def assert_same_run_and_backup(folder, other):
 def test_a_run_trains_adversarially_after_its_warm_up_and_draws(whole):
     folder, _ = whole
     assert {path.name for path in folder.iterdir()} == {
-        "settings.yaml", "log.csv", "model.keras", "last.keras", "step_4.keras", "step_6.keras",
-        "step_8.keras", "backup.weights.h5", "samples", "tensorboard", "lock", "losses.png",
+        "settings.yaml", "held_out.txt", "log.csv", "model.keras", "last.keras", "step_4.keras",
+        "step_6.keras", "step_8.keras", "backup.weights.h5", "samples", "tensorboard", "lock", "losses.png",
         "comparison.png"}
     log = rows(folder)
     assert [(row["epoch"], row["step"]) for row in log] == [("1", "2"), ("2", "4"), ("3", "6"), ("4", "8")]

@@ -224,10 +224,23 @@ def test_parts_of_a_batch_make_the_same_step(make, reuse, ways):
             np.testing.assert_allclose(value, values[0], rtol=1e-4, atol=1e-5)
 
 
-def test_the_game_works_in_mixed_precision(make):
-    keras.mixed_precision.set_dtype_policy("mixed_bfloat16")
-    model, batch = adversarial_step_of(make(**ADVERSARIAL, consistent=True))
-    assert all(np.isfinite(float(value)) for value in model.train_step(batch).values())
+@pytest.mark.parametrize("precision", ["mixed_bfloat16", "mixed_float16"])
+def test_the_game_works_in_mixed_precision(make, precision):
+    shown = {}
+    for policy in ("float32", precision):
+        keras.mixed_precision.set_dtype_policy(policy)
+        model, batch = adversarial_step_of(make(**ADVERSARIAL, consistent=True))
+        optimizers = model.optimizer, model.discriminator_optimizer
+        for optimizer in optimizers:
+            assert isinstance(optimizer, keras.optimizers.LossScaleOptimizer) == (policy == "mixed_float16")
+            optimizer.build(model.network.trainable_variables if optimizer is optimizers[0] else
+                            model.discriminator.trainable_variables)
+            if policy == "mixed_float16":
+                optimizer.dynamic_scale.assign(2.0**6)
+        shown[policy] = {key: float(value) for key, value in model.train_step(batch).items()}
+        assert [int(optimizer.iterations.numpy()) for optimizer in optimizers] == [1, 1]
+    for key in shown["float32"].keys() - {"accuracy"}:
+        assert shown[precision][key] == pytest.approx(shown["float32"][key], rel=0.1, abs=0.02), key
 
 
 def test_pretraining_has_one_network_and_no_noise(make, grain):
@@ -317,13 +330,15 @@ def test_the_game_starts_from_the_pretrained_generator(make, tmp_path, randomize
 @pytest.mark.parametrize(("changes", "message"), [
     *(({name: 0}, f"{name}: must be at least 1, not 0")
       for name in ("batch", "accumulate", "epochs", "steps", "noise_cell")),
-    *(({name: -1}, f"{name}: must be at least 0, not -1") for name in ("halve", "sample_every")),
+    *(({name: -1}, f"{name}: must be at least 0, not -1") for name in (
+        "halve", "sample_every", "r2", "energy")),
     ({"ema": 1.0}, r"ema: must be at least 0 and below 1, not 1\.0"),
     ({"batch": 6, "accumulate": 2}, "batch: 6 does not divide into 4 parts"),
     ({"crop": 32}, "crop: the reduced discriminator takes 24, not 32"),
     ({"crop": 15, "adversarial": 0.0}, "crop: 15 is no multiple of the scale, 2"),
     ({"crop": 8, "adversarial": 0.0, "consistent": True}, "crop: must be at least 16 to be consistent"),
     ({"energy": 1.0, "noise": False}, "energy, vgg: need noise"),
+    ({"energy": 0.0, "noise": False, "noise_cell": 4}, "initial_noise, noise_cell: need noise"),
     (dict.fromkeys(OBJECTIVES, 0.0), "adversarial: one must have a weight"),
     ({"vgg": 1.0, "vgg_weights": "none.npz"}, r"none\.npz: no such file of VGG19 weights"),
     ({"start": "none.keras"}, r"none\.keras: no such model file"),

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import signal
 
 import keras
@@ -103,11 +104,25 @@ def test_a_run_does_not_go_on_with_other_settings(tiny):
         main("quick", tiny(epochs=1, learning_rate=0.1))
 
 
+def test_a_run_does_not_go_on_where_other_pictures_are_held_out(tiny, tmp_path):
+    data = tmp_path / "data"
+    shutil.copytree(tiny().data[0], data)
+    main("quick", tiny(epochs=1, data=(str(data),)))
+    names = (tmp_path / "run" / "held_out.txt").read_text().split()
+    (data / f"{names[0]}.png").unlink()
+    with pytest.raises(InputError, match=r"held_out\.txt: this run held out other pictures than"):
+        main("quick", tiny(epochs=2, data=(str(data),)))
+
+
 def test_a_run_does_not_go_on_with_another_optimiser(tiny):
     main("quick", tiny(epochs=2))
     with pytest.warns(UserWarning, match="only emulates"), pytest.raises(
-            InputError, match=r"backup\.weights\.h5: cannot go on from it \(.*LossScaleOptimizer"):
+            InputError, match=r"started with another run\.precision \(float32, now mixed_float16\)"):
         main("quick", tiny("run", "mixed_float16", epochs=2))
+    with pytest.warns(UserWarning, match="only emulates"):
+        main("quick", tiny("half", "mixed_float16", epochs=1))
+    with pytest.raises(InputError, match=r"another run\.precision \(mixed_float16, now float32\)"):
+        main("quick", tiny("half", epochs=1))
 
 
 def test_a_run_goes_on_without_the_network_that_it_started_from(tiny, tmp_path, capsys):

@@ -262,6 +262,8 @@ def test_a_killed_worker_loses_nothing(model, tmp_path, rng):
     ("", "**", "out", ("--suffix", "_2"), "--suffix: holds no / and ends in no number as _2 does, not '_2'"),
     ("", "**", "nosuch://out", (), "nosuch://out: cannot be written to"),
     ("", "**", "out", ("--runner", "NoSuchRunner"), "NoSuchRunner"),
+    ("", "**", "out", ("--format", "jpg", "--quality", "50"), "--quality: neither an option of this"),
+    ("", "**", "out", ("--direct_num_workers", "many"), "invalid int value: 'many'"),
     ("", "**", "out", ("another", "out"), "another: there is one pattern, in quotes, and one output"),
 ])
 def test_what_cannot_be_is_one_line(beam, model, folder, tmp_path, name, pattern, output,

@@ -10,6 +10,9 @@ def cli() -> None:
     """`superres-train PAPER ...`: run the paper's script."""
     paper = next(iter(sys.argv[1:]), "")
     if paper not in PAPERS:
-        sys.exit(f"usage: superres-train PAPER [PRESET] [--help], PAPER one of {', '.join(PAPERS)}")
+        usage = f"usage: superres-train PAPER [PRESET] [--help], PAPER one of {', '.join(PAPERS)}"
+        asked = paper in ("-h", "--help")
+        print(usage, file=sys.stdout if asked else sys.stderr)
+        sys.exit(0 if asked else 2)
     sys.argv[:2] = [f"superres-train {paper}"]
     importlib.import_module(f"superres.train.{paper}").cli()

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import socket
+import zlib
 from collections.abc import Iterable, Iterator
 
 import keras
@@ -117,6 +118,15 @@ def any_machine(distribution: tf.distribute.Strategy, flag: bool) -> bool:
     return bool(_sums(distribution, [tf.constant(float(flag), "float64")])[0] > 0)
 
 
+def alike(distribution: tf.distribute.Strategy, text: str) -> bool:
+    """Whether all machines have this text. All must ask."""
+    if not several_machines(distribution):
+        return True
+    number = tf.constant(float(zlib.crc32(text.encode())), "float64")
+    (first,) = _sums(distribution, [number], first_only=True)
+    return not any_machine(distribution, bool(first != number))
+
+
 def take_from_chief(distribution: tf.distribute.Strategy, variables: list[keras.Variable]) -> None:
     """Give variables the values that they have on the first machine. All must ask, for the same ones."""
     # One type, which TensorFlow asks for, and which holds float32 and the number of steps exactly.
@@ -148,6 +158,6 @@ def others_lost(folder: object, distribution: tf.distribute.Strategy) -> Iterato
     except LOST as error:
         if several_machines(distribution):
             raise InputError(
-                f"{folder}: another machine was lost ({type(error).__name__}); the same command on all "
-                "machines goes on after the last finished epoch") from None
+                f"{folder}: another machine was lost ({type(error).__name__}); unless that one says why, the "
+                "same command on all machines goes on after the last finished epoch") from None
         raise

@@ -3,14 +3,14 @@
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from superres.errors import InputError
-from superres.files import whole
+from superres.files import printable, whole
 
 try:
     import fcntl
@@ -50,20 +50,44 @@ def alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def keep_settings(path: Path, settings: Any, begun: bool) -> None:
-    """Write the settings, or refuse to go on with a run that has begun with others."""
-    now = yaml.safe_dump(dataclasses.asdict(settings), sort_keys=False)
+def comparable(settings: Any) -> str:
+    """The settings that must not change while a run goes on, and are the same on all machines."""
+    flat = _flat(dataclasses.asdict(settings))
+    return yaml.safe_dump({key: value for key, value in flat.items() if key not in MAY_CHANGE})
+
+
+def keep_settings(path: Path, settings: Any, precision: str, begun: bool) -> None:
+    """Write the settings with the precision that was chosen, or refuse to go on with others."""
+    settings = dataclasses.asdict(settings)
+    settings["run"]["precision"] = precision
+    now = yaml.safe_dump(settings, sort_keys=False)
     if begun and path.exists():
         before, after = _read(path), _flat(yaml.safe_load(now))
         # A setting that the run does not know is newer.
         changed = [key for key in after
                    if key not in MAY_CHANGE and before.get(key, after[key]) != after[key]]
+        # Float16's optimiser keeps more than the others do.
+        precisions = before.get("run.precision"), precision
+        if "mixed_float16" in precisions and not {"auto", precision} >= {*precisions}:
+            changed.append("run.precision")
         if changed:
             raise InputError(f"{path.parent}: this run was started with another {changed[0]} "
                              f"({before[changed[0]]}, now {after[changed[0]]}); {ELSEWHERE}")
     else:
         with whole(path) as part:
             part.write_text(now)
+
+
+def keep_held_out(path: Path, names: Iterable[str], begun: bool) -> None:
+    """Write which pictures a run is validated on, or refuse to go on with others: it may have seen them."""
+    now = "".join(f"{printable(name)}\n" for name in names)
+    if begun and path.exists():
+        if path.read_text(encoding="utf-8") != now:
+            raise InputError(f"{path}: this run held out other pictures than it would now: some were added, "
+                             f"removed, or cannot be read any more; restore them, or {ELSEWHERE}")
+    else:
+        with whole(path) as part:
+            part.write_text(now, encoding="utf-8")
 
 
 def _read(path):

@@ -13,6 +13,7 @@ from superres.datasets.pictures import contact_sheet, write_picture
 from superres.files import write_figure
 from superres.losses import gradient_penalty
 from superres.metrics import quality
+from superres.models.images import TILE
 from superres.models.upscaler import Upscaler, at_precision, load
 from superres.train.loop import EpochMean, Trainer, minimised
 from superres.train.validation import PictureValidation, panels
@@ -125,7 +126,7 @@ class GANValidation(PictureValidation):
         for step in steps:
             epoch, network = step // self.steps, load(folder / f"step_{step}.keras")
             title = "warm-up" if epoch <= self.warm_up else f"after epoch {epoch - self.warm_up}"
-            columns.append((title, [network.upscale(lr) for _, lr, _ in self.pairs[:3]]))
+            columns.append((title, [network.upscale(lr, tile=TILE) for _, lr, _ in self.pairs[:3]]))
         rows = min(3, len(self.pairs))
         sheet = Figure(figsize=(2.2 * (len(columns) + 2), 2.3 * rows))
         axes = sheet.subplots(rows, len(columns) + 2, squeeze=False)
@@ -163,8 +164,11 @@ class TrainingSamples(keras.callbacks.Callback):
         self.folder.mkdir(parents=True, exist_ok=True)
         self.copy = at_precision(self.model.network, "float32")
 
+    def on_epoch_begin(self, epoch: int, logs: dict | None = None) -> None:
+        self.done = epoch * self.params["steps"]
+
     def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
-        step = int(self.model.optimizer.iterations.numpy())
+        step = self.done + batch + 1
         if step % self.every:
             return
         self.copy.set_weights(self.model.network.get_weights())

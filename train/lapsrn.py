@@ -27,7 +27,7 @@ from superres.metrics.report import evaluate, table
 from superres.models.lapsrn import direct_residual, lapsrn
 from superres.models.upscaler import Upscaler, load
 from superres.train.devices import strategy
-from superres.train.loop import EpochMean, RunSettings, Trainer, averaging, fit, minimised
+from superres.train.loop import EpochMean, RunSettings, Trainer, averaging, descend, fit, minimised
 from superres.train.start import start_from
 from superres.train.validation import PictureValidation
 
@@ -155,7 +155,7 @@ class LapSRNTrainer(Trainer):
                        for hr, sr in zip(targets, outputs, strict=True))
             scaled = minimised(self.optimizer, loss)
         variables = self.network.trainable_variables
-        self.optimizer.apply(tape.gradient(scaled, variables), variables)
+        descend(self.optimizer, tape.gradient(scaled, variables), variables)
 
         self.loss_metric.update_state(loss)
         self.psnr_metric.update_state(_psnr(targets[-1], tf.clip_by_value(outputs[-1], 0, 1)))
@@ -214,7 +214,8 @@ def main(preset: str, settings: Settings) -> None:
     """
     numbers = vars(settings)
     check_range(numbers, "patch", "batch", "filters", "epochs", "steps", least=1)
-    check_range(numbers, "patches", least=0)
+    check_range(numbers, "patches", "skip_every", "learning_rate", least=0)
+    check_range({"depth": min(settings.depth, default=0)}, least=1)
     check_range(numbers, "ema", least=0, below=1)
     settings.run.check()
     distribution = strategy(settings.run.replicas, settings.run.workers)

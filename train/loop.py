@@ -3,6 +3,7 @@
 A run is a folder::
 
     settings.yaml          the settings it was started with
+    held_out.txt           the names of the pictures it is validated on
     log.csv                one row an epoch
     model.keras            the best network so far, without its trainer
     last.keras             the network after the last epoch
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from superres.datasets.batches import input_errors
@@ -38,8 +40,15 @@ from superres.files import whole
 from superres.layers.base import Tensor
 from superres.models.upscaler import at_precision
 from superres.precision import chosen_precision
-from superres.train.devices import any_machine, is_chief, others_lost, several_machines, take_from_chief
-from superres.train.folder import alone, keep_settings
+from superres.train.devices import (
+    alike,
+    any_machine,
+    is_chief,
+    others_lost,
+    several_machines,
+    take_from_chief,
+)
+from superres.train.folder import alone, comparable, keep_held_out, keep_settings
 from superres.train.log import Log
 from superres.train.validation import Validation
 
@@ -84,6 +93,21 @@ def minimised(optimizer: keras.optimizers.Optimizer, loss: tf.Tensor | float) ->
     so that small gradients do not vanish; the optimiser takes that back.
     """
     return optimizer.scale_loss(loss / tf.distribute.get_strategy().num_replicas_in_sync)
+
+
+def descend(optimizer: keras.optimizers.Optimizer, gradients: list[tf.Tensor],
+            variables: list[keras.Variable]) -> None:
+    """Take a step along a device's gradients of `minimised`.
+
+    In float16 a step whose gradients overflow is skipped. Keras looks at those of the first device, so
+    an overflow on any other is told to all.
+    """
+    context = tf.distribute.get_replica_context()
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) and context.num_replicas_in_sync > 1:
+        finite = optimizer.check_finite(gradients)
+        overflows = context.all_reduce("SUM", tf.cast(~finite, "float32"))
+        gradients = [g if g is None else tf.where(overflows > 0, np.nan, g) for g in gradients]
+    optimizer.apply(gradients, variables)
 
 
 class EpochMean(keras.metrics.Mean):
@@ -151,10 +175,10 @@ def fit(distribution: tf.distribute.Strategy, build: Callable[[Any], Trainer], b
         build: Function of the settings that returns a compiled trainer, with an `optimizer` of its
             `network`, which is saved. Whatever else it trains, it builds the optimisers of.
         batches: `datasets.patches.Patches` or the like: `batch`, the size of a batch, and
-            `dataset(start)`.
+            `dataset(start, rows)`, of every batch from number `start` on a slice.
         validation: A `Validation`.
-        settings: The whole settings dataclass, kept in the run's folder. A run that goes on does
-            without the network that `start` names.
+        settings: The whole settings dataclass, kept in the run's folder. On one machine, a run that
+            goes on does without the network that `start` names.
         run: `RunSettings`.
         paper: Name of the paper, for the default folder.
         preset: Name of the preset, for the default folder.
@@ -168,11 +192,18 @@ def fit(distribution: tf.distribute.Strategy, build: Callable[[Any], Trainer], b
     folder, chief = run_folder(run, paper, preset), is_chief(distribution)
     with alone(folder) if chief else contextlib.nullcontext(), others_lost(folder, distribution):
         backup, log = folder / "backup.weights.h5", Log(folder / "log.csv", validation.key, validation.better)
+        precision = chosen_precision(run.precision)
         if chief:
-            keep_settings(folder / "settings.yaml", settings, begun=backup.exists() or log.path.exists())
+            begun = backup.exists() or log.path.exists()
+            keep_settings(folder / "settings.yaml", settings, precision, begun)
+            keep_held_out(folder / "held_out.txt", validation.names, begun)
+        if not alike(distribution, precision):
+            raise InputError(f"run.precision: this machine has {precision}, another one trains in another; "
+                             "name one that all of them have")
+        if not alike(distribution, comparable(settings)):
+            raise InputError("settings: this machine's differ from another one's; start the same command")
 
         keras.utils.set_random_seed(run.seed)
-        precision = chosen_precision(run.precision)
         if wrong := [step for step in run.snapshots if step % steps]:
             raise InputError(f"run.snapshots: {wrong[0]} does not end an epoch of {steps} steps")
         if batches.batch % distribution.num_replicas_in_sync:
@@ -226,15 +257,20 @@ def fit(distribution: tf.distribute.Strategy, build: Callable[[Any], Trainer], b
             callbacks = [keeper, *callbacks]
             if chief:
                 callbacks.append(keras.callbacks.TensorBoard(tensorboard, write_graph=False))
-            trainer.fit(
-                distribution.distribute_datasets_from_function(rows, apart),
-                initial_epoch=done,
-                epochs=epochs,
-                steps_per_epoch=steps,
-                shuffle=False,
-                callbacks=callbacks,
-                verbose=(1 if sys.stdout.isatty() else 2) if chief else 0,
-            )
+            try:
+                trainer.fit(
+                    distribution.distribute_datasets_from_function(rows, apart),
+                    initial_epoch=done,
+                    epochs=epochs,
+                    steps_per_epoch=steps,
+                    shuffle=False,
+                    callbacks=callbacks,
+                    verbose=(1 if sys.stdout.isatty() else 2) if chief else 0,
+                )
+            except tf.errors.ResourceExhaustedError as error:
+                if str(folder) in error.message:  # a full disk
+                    raise
+                raise MemoryError("smaller batches, or smaller patches, take less of it") from None
         if any_machine(distribution, bool(keeper.failure)):
             kept = "model.keras holds the best weights before it" if log.rows else "no epoch was finished"
             raise InputError(f"{folder}: stopped, {keeper.failure}; {kept}" if chief else

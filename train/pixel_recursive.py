@@ -24,8 +24,8 @@ from keras import ops
 
 from superres.datasets import catalogue
 from superres.datasets.likeness import warn_of_likenesses
+from superres.datasets.patches import looks
 from superres.datasets.pictures import write_picture
-from superres.datasets.shards import Stored
 from superres.datasets.thumbnails import Crop, Thumbnails
 from superres.errors import InputError, check_range
 from superres.losses import cross_entropy
@@ -40,7 +40,7 @@ from superres.models.pixel_recursive import conditioning_network, pixel_recursiv
 from superres.models.sampler import draws, networks_of
 from superres.models.upscaler import ThumbnailUpscaler, load, upscaler
 from superres.train.devices import strategy
-from superres.train.loop import EpochMean, RunSettings, Trainer, averaging, fit, minimised
+from superres.train.loop import EpochMean, RunSettings, Trainer, averaging, descend, fit, minimised
 from superres.train.optimisers import RMSprop
 from superres.train.start import start_from
 from superres.train.validation import Validation
@@ -193,7 +193,7 @@ class PixelRecursiveTrainer(Trainer):
             loss, shown = self.losses_of(lr, hr)
             loss = minimised(self.optimizer, loss)
         variables = self.network.trainable_variables
-        self.optimizer.apply(tape.gradient(loss, variables), variables)
+        descend(self.optimizer, tape.gradient(loss, variables), variables)
         self.loss_metric.update_state(shown)
         return self.get_metrics_result()
 
@@ -220,7 +220,7 @@ class ThumbnailValidation(Validation):
 
     def __init__(self, pictures: Thumbnails, model: Literal["recursive", "independent", "regression"],
                  sampled: int = 32) -> None:
-        self.pictures, self.sampled = pictures, pictures[:sampled]
+        self.pictures, self.sampled, self.names = pictures, pictures[:sampled], pictures.names
         self.key = "val_mse" if model == "regression" else "val_bits"
 
     def __call__(self, network: ThumbnailUpscaler) -> tuple[dict[str, float], np.ndarray]:
@@ -270,9 +270,10 @@ def split_thumbnails(settings: Settings) -> tuple[Thumbnails, Thumbnails, Thumbn
 
     train, rest = (
         Thumbnails(examples, data.size, data.scale, channels=data.channels, crop=data.crop,
-                   batch=settings.batch, flip=data.flip, seed=settings.run.seed,
+                   batch=settings.batch, flip=flip, seed=settings.run.seed,
                    corners=all(map(catalogue.has_corners, data.source)), cache=settings.run.cache)
-        for examples in (pictures("train"), (picture.read() for picture in pictures("test")))
+        for examples, flip in ((pictures("train"), data.flip),
+                               ((picture.read() for picture in pictures("test")), False))
     )
     if len(rest) <= data.val_pictures:
         raise InputError(f"data: {len(rest)} pictures held out are too few to validate on "
@@ -280,7 +281,7 @@ def split_thumbnails(settings: Settings) -> tuple[Thumbnails, Thumbnails, Thumbn
     if not train.corners:  # where different digits look alike
         warn_of_likenesses(*(
             # Names of pictures in memory come first; those in shards are compared whole, not cut square.
-            chain(zip(part.names, part.hr, strict=False), map(Stored.looks, pictures(side, shards)))
+            chain(zip(part.names, part.hr, strict=False), looks(pictures(side, shards)))
             for part, side in ((rest, "test"), (train, "train"))))
     return train, rest[: data.val_pictures], rest[data.val_pictures :]
 
@@ -294,10 +295,13 @@ def main(preset: str, settings: Settings) -> None:
     check_range(numbers, "batch", "filters", "blocks", "hidden", "transpose_kernel", "prior_filters",
                 "prior_head", "epochs", "steps", "decay_steps", "conditioning_steps", "data.size",
                 "data.val_pictures", least=1)
-    check_range(numbers, "prior_blocks", least=0)
+    check_range(numbers, "prior_blocks", "slope", "learning_rate", "accumulator", "decay", least=0)
+    check_range({"conditioning_weight": min(settings.conditioning_weight)}, least=0)
     check_range(numbers, "data.held_out", least=2)
     check_range({"data.size * data.scale": settings.data.size * settings.data.scale}, least=7)  # MS-SSIM's
     check_range(numbers, "ema", least=0, below=1)
+    if settings.conditioned and settings.model != "recursive":
+        raise InputError(f"conditioned: {settings.model} has no prior network whose gates could see LR")
     settings.run.check()
     distribution = strategy(settings.run.replicas, settings.run.workers)
     train, val, test = split_thumbnails(settings)

@@ -30,7 +30,7 @@ from superres.models.srgan import discriminator, generator, start_as_interpolati
 from superres.models.upscaler import Upscaler, load
 from superres.train.devices import strategy
 from superres.train.gan import GANTrainer, GANValidation, gradient_norm, penalised
-from superres.train.loop import RunSettings, averaging, fit, minimised
+from superres.train.loop import RunSettings, averaging, descend, fit, minimised
 from superres.train.optimisers import TwoPhases
 from superres.train.start import start_from
 from superres.train.validation import PictureValidation
@@ -203,7 +203,7 @@ class SRGANTrainer(GANTrainer):
             shown = {name: tf.reduce_mean(term(lr, hr, sr, seen)) for name, (_, term) in terms.items()}
             loss = sum(weight * shown[name] for name, (weight, _) in terms.items())
             if self.discriminator_active:
-                real, penalty = penalised(self.discriminator, seen[0], self.r1 > 0)
+                real, penalty = penalised(self.discriminator, seen[0], bool(self.r1))
                 fake = self.discriminator(seen[1], training=True)
                 shown["adversarial"], shown["discriminator"] = map(
                     tf.reduce_mean, self.adversarial_loss(real, fake))
@@ -223,11 +223,11 @@ class SRGANTrainer(GANTrainer):
         if self.discriminator_active:
             others = self.discriminator.trainable_variables
             other_gradients = discriminator_tape.gradient(discriminator_loss, others)
-            self.discriminator_optimizer.apply(other_gradients, others)
             shown["accuracy"] = tf.reduce_mean(tf.cast(real > fake, "float32"))
             shown["discriminator_gradient"] = gradient_norm(self.discriminator_optimizer, other_gradients)
+            descend(self.discriminator_optimizer, other_gradients, others)
         shown["generator_gradient"] = gradient_norm(self.optimizer, gradients)
-        self.optimizer.apply(gradients, variables)
+        descend(self.optimizer, gradients, variables)
         return self.averaged(shown)
 
 
@@ -315,7 +315,8 @@ def main(preset: str, settings: Settings) -> None:
     """
     numbers = vars(settings)
     check_range(numbers, "batch", "steps", least=1)
-    check_range(numbers, "blocks", "warm_up", "epochs", least=0)
+    check_range(numbers, "blocks", "warm_up", "epochs", "warm_up_rate", "learning_rate", least=0)
+    check_range(numbers, "pixel", "vgg", "adversarial", "variation", "fidelity", "grid", "r1", least=0)
     check_range(numbers, "ema", least=0, below=1)
     if settings.crop < settings.scale or settings.crop % settings.scale:
         raise InputError(f"crop: {settings.crop} is no multiple of the scale, {settings.scale}")

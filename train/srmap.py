@@ -33,7 +33,7 @@ from superres.models.srmap import CRITIC_WIDTHS, SIZES, crop_of, discriminator, 
 from superres.models.upscaler import Upscaler, load
 from superres.train.devices import is_chief, strategy
 from superres.train.gan import GANTrainer, GANValidation, TrainingSamples, gradient_norm, penalised
-from superres.train.loop import RunSettings, averaging, fit, minimised, run_folder
+from superres.train.loop import RunSettings, averaging, descend, fit, minimised, run_folder
 from superres.train.start import start_from
 from superres.train.validation import PictureValidation
 
@@ -222,8 +222,8 @@ class SRMAPTrainer(GANTrainer):
             optimizers = {"generator": self.optimizer, "discriminator": self.discriminator_optimizer}
             for (name, optimizer), of_one in zip(optimizers.items(), gradients, strict=True):
                 shown[f"{name}_gradient"] = gradient_norm(optimizer, of_one)
-            self.discriminator_optimizer.apply(gradients[1], self.discriminator.trainable_variables)
-        self.optimizer.apply(gradients[0], self.network.trainable_variables)
+            descend(self.discriminator_optimizer, gradients[1], self.discriminator.trainable_variables)
+        descend(self.optimizer, gradients[0], self.network.trainable_variables)
         return self.averaged(shown)
 
     def _gradients(self, lr, seeds, hr):
@@ -279,7 +279,8 @@ def check(settings: Settings) -> None:
     numbers = vars(settings)
     settings.run.check()
     check_range(numbers, "batch", "accumulate", "epochs", "steps", "noise_cell", least=1)
-    check_range(numbers, "halve", "sample_every", least=0)
+    check_range(numbers, "halve", "sample_every", "learning_rate", "initial_noise", *OBJECTIVES, "r1", "r2",
+                least=0)
     check_range(numbers, "ema", least=0, below=1)
     if not any(getattr(settings, name) for name in OBJECTIVES):
         raise InputError(f"{', '.join(OBJECTIVES)}: one must have a weight")
@@ -291,8 +292,11 @@ def check(settings: Settings) -> None:
         raise InputError(f"crop: {settings.crop} is no multiple of the scale, {settings.scale}, or too small")
     if settings.consistent and settings.crop < 8 * settings.scale:
         raise InputError(f"crop: must be at least {8 * settings.scale} to be consistent, not {settings.crop}")
-    if (settings.energy or settings.vgg) and not settings.noise:
-        raise InputError("energy, vgg: need noise, or all samples are the same")
+    if not settings.noise:
+        if settings.energy or settings.vgg:
+            raise InputError("energy, vgg: need noise, or all samples are the same")
+        if settings.initial_noise or settings.noise_cell != 1:
+            raise InputError("initial_noise, noise_cell: need noise")
     if settings.adversarial and not (settings.l1 or settings.start or settings.scratch):
         raise InputError(
             "start: adversarial training does not converge from scratch (report, section 3): first "

@@ -2,7 +2,7 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-machines beam test-beam page test-page test-addons test-wheel notebooks benchmarks lint clean
+.PHONY: demo test test-machines beam test-beam page test-page test-export test-addons test-wheel notebooks benchmarks lint clean
 
 # Upscale a photograph with shipped weights, train a small network, measure it.
 demo: $(VENV)/installed
@@ -38,6 +38,10 @@ page: $(VENV)/page
 
 test-page: $(VENV)/page
 	$(BIN)/pytest tests/test_page.py tests/test_study.py
+
+# ONNX, which `make test` leaves out.
+test-export: $(VENV)/export
+	$(BIN)/pytest tests/test_formats.py
 
 # What replaced tensorflow-addons against the original, in an environment of its own.
 test-addons:
@@ -75,6 +79,10 @@ $(VENV)/installed: requirements.txt pyproject.toml
 
 $(VENV)/beam: requirements-beam.txt $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --requirement requirements-beam.txt
+	@touch $@
+
+$(VENV)/export: requirements-export.txt $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --requirement requirements-export.txt
 	@touch $@
 
 $(VENV)/page: requirements-page.txt $(VENV)/installed

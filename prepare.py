@@ -110,18 +110,24 @@ def read_named(name: str, pair: tuple[Path, Path | None]) -> Example:
 
 
 def write_shard(job: tuple[Path, list[tuple]], crop: int) -> Iterator[tuple[str, str]]:
-    """Write one shard, a picture at a time, and yield the (name, error) of those that cannot be read."""
+    """Write one shard, a picture at a time, and yield the (name, error) of those that cannot be read.
+
+    A shard that cannot be written, as on a full disk, ends there, and has no name.
+    """
     path, named = job
-    with tf.io.TFRecordWriter(str(path)) as file:
-        for name, pair in named:
-            try:
-                with READING:
-                    example = read_named(name, pair)
-            except InputError as error:
-                yield name, printable(str(error))  # Beam hands text on as UTF-8
-                continue
-            for tile in tiles(example, crop):
-                file.write(record(tile, example.hr))
+    try:
+        with tf.io.TFRecordWriter(str(path)) as file:
+            for name, pair in named:
+                try:
+                    with READING:
+                        example = read_named(name, pair)
+                except InputError as error:
+                    yield name, printable(str(error))  # Beam hands text on as UTF-8
+                    continue
+                for tile in tiles(example, crop):
+                    file.write(record(tile, example.hr))
+    except (OSError, tf.errors.OpError) as error:
+        yield "", printable(getattr(error, "strerror", None) or str(error))
 
 
 def write_errors(errors: list[tuple[str, str]], path: Path) -> None:
@@ -174,17 +180,15 @@ def main(settings: Settings, flags: list[str]) -> None:
                 number = zlib.crc32(name.encode()) % settings.shards
                 jobs[number][1].append((name, pair))
             pipeline = pipeline_of(flags)
-            try:
-                with pipeline:
-                    # Whole shards are spread over workers: to sort records into them, Beam would hold all.
-                    (pipeline | beam.Create(jobs) | beam.Reshuffle()
-                     | beam.FlatMap(write_shard, settings.crop)
-                     | beam.combiners.ToList() | beam.Map(write_errors, part / "errors.csv"))
-            except Exception as error:  # a worker's, such as of a full disk, of which Beam hands on the text
-                reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]
-                raise OSError(f"{output}: not written ({reason})") from None
+            with pipeline:
+                # Whole shards are spread over the workers: to sort records into them, Beam would hold all.
+                (pipeline | beam.Create(jobs) | beam.Reshuffle()
+                 | beam.FlatMap(write_shard, settings.crop)
+                 | beam.combiners.ToList() | beam.Map(write_errors, part / "errors.csv"))
             with open(part / "errors.csv", newline="", encoding="utf-8") as file:
                 bad = list(csv.reader(file))[1:]
+            if bad and not bad[0][0]:  # they are sorted
+                raise OSError(bad[0][1])
             if len(bad) == len(named):
                 raise InputError(f"none of the {len(bad)} pictures can be read, the first: {bad[0][1]}")
             records = stored(path for path, _ in jobs)

@@ -14,7 +14,7 @@ from superres.commands import command  # first: it quietens TensorFlow
 import dataclasses
 
 import keras
-from common import interleaved, keras_step, keras_trainer, save, table
+from common import interleaved, keras_step, keras_trainer, native, save, table
 from train_lapsrn import fixed_batch, settings_of
 
 from superres.datasets.catalogue import as_needed, is_shards
@@ -55,29 +55,29 @@ def main(data: tuple[str, ...] = ("photos",), scales: tuple[int, ...] = (2, 4), 
     """
     if count <= AHEAD:
         raise InputError(f"count: more than the {AHEAD} batches prepared ahead are needed, not {count}")
-    examples = list(as_needed(data))
-    rows = []
+    # All steps before any batch: a pipeline goes on in the background until it has enough ahead.
+    steps = {}
     for scale in scales:
         settings = settings_of(scale)
         batch = fixed_batch(settings)
-        functions = {
+        steps[scale] = interleaved(native({
             precision: keras_step(keras_trainer(trainer, settings, precision), batch)
             for precision in ("float32", "mixed_bfloat16")
-        }
+        }), rounds)
+        keras.backend.clear_session()
+    examples = list(as_needed(data))
+    rows = []
+    for scale in scales:
         for degradation in DEGRADATIONS:
-            functions[degradation] = batches_of(
-                dataclasses.replace(settings, degradation=degradation), examples, count, cache
-            )
-        seconds = {name: s["median"] for name, s in interleaved(functions, rounds).items()}
-        for degradation in DEGRADATIONS:
-            rate = (count - AHEAD) / seconds[degradation]
+            settings = dataclasses.replace(settings_of(scale), degradation=degradation)
+            draw = batches_of(settings, examples, count, cache)
+            rate = (count - AHEAD) / interleaved({degradation: draw}, rounds)[degradation]["median"]
             rows += [
                 {"scale": scale, "degradation": degradation, "precision": precision,
-                 "batches_per_second": rate, "steps_per_second": 1 / seconds[precision],
-                 "ratio": rate * seconds[precision]}
-                for precision in ("float32", "mixed_bfloat16")
+                 "batches_per_second": rate, "steps_per_second": 1 / seconds["median"],
+                 "ratio": rate * seconds["median"]}
+                for precision, seconds in steps[scale].items()
             ]
-        keras.backend.clear_session()
     print(table(rows, {"scale": "d", "degradation": "", "precision": "", "batches_per_second": ".1f",
                        "steps_per_second": ".2f", "ratio": ".1f"}))
     name = "pipeline-shards" if any(map(is_shards, data)) else "pipeline"

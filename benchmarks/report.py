@@ -51,9 +51,12 @@ def main():
                     if all(row.get(k) == v for k, v in chosen.items())]
             if text := line(title, rows, key):
                 print(text)
-        for row in results.get("sampler", {"rows": []})["rows"]:
-            print(f"| drawing {row['batch']} pixel recursive | {row['seconds']:.2f} s | - "
-                  f"| {row['naive_seconds']:.0f} s (a pass each) | {row['speedup']:.0f} |")
+        if rows := results.get("sampler", {"rows": []})["rows"]:
+            print("\n| pixel recursive pictures | ours | a pass for each sub-pixel | times as fast |")
+            print("|---|---|---|---|")
+        for row in rows:
+            print(f"| {row['batch']} | {row['seconds']:.2f} s | {row['naive_seconds']:.0f} s "
+                  f"| {row['speedup']:.0f} |")
 
 
 if __name__ == "__main__":

@@ -8,11 +8,13 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
 import numpy as np
 import pytest
+import tifffile
 from conftest import ROOT
 
 pytest.importorskip("gradio", reason="Gradio is not installed (make page)")
@@ -274,6 +276,31 @@ def test_work_ends_where_nobody_waits():
     assert [item["number"] for item in page.in_background(lambda report: report(number=7))] == [7]
 
 
+def test_no_two_compute_at_once():
+    began, go_on = [], threading.Event()
+
+    def work(name):
+        def run(report):
+            began.append(name)
+            report(name=name)
+            go_on.wait(10)
+            report(name=name)
+        return run
+
+    first, second = (page.in_background(work(name)) for name in "ab")
+    assert next(first) == {"name": "a"}
+    waiting = threading.Thread(target=next, args=(second,))
+    waiting.start()
+    time.sleep(0.1)
+    assert began == ["a"]
+    first.close()  # its visitor has gone, but it computes
+    time.sleep(0.1)
+    assert began == ["a"]
+    go_on.set()
+    waiting.join(10)
+    assert began == ["a", "b"]
+
+
 def test_the_square_without_choice_is_the_one_in_the_middle():
     assert page.cut((60, 90), 50, 50, 100) == (15, 0, 60)
     assert page.cut((60, 90), 100, 0, 50) == (60, 0, 30)
@@ -282,10 +309,13 @@ def test_the_square_without_choice_is_the_one_in_the_middle():
 
 def test_large_pictures_are_not_decoded(tmp_path, monkeypatch):
     write_picture(tmp_path / "a.png", np.zeros((30, 40, 3), "uint8"))
-    assert isinstance(page.opened(tmp_path / "a.png", 0.0012), Picture)
-    monkeypatch.setattr(page, "read_picture", None)
-    with pytest.raises(InputError, match=r"^40 x 30 are 0.0 megapixels, and .* up to 0.001 here"):
-        page.opened(tmp_path / "a.png", 0.001)
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((30, 40, 3), "float32"), photometric="rgb")  # not Pillow's
+    for name in ("a.png", "a.tif"):
+        assert isinstance(page.opened(tmp_path / name, 0.0012), Picture)
+        with monkeypatch.context() as patch:
+            patch.setattr(page, "read_picture", None)
+            with pytest.raises(InputError, match=r"^40 x 30 are 0.0 megapixels, and .* up to 0.001 here"):
+                page.opened(tmp_path / name, 0.001)
 
 
 def test_every_network_has_its_place(tmp_path):

@@ -111,7 +111,7 @@ def test_a_run_does_not_go_on_where_other_pictures_are_held_out(tiny, tmp_path):
     names = (tmp_path / "run" / "held_out.txt").read_text().split()
     (data / f"{names[0]}.png").unlink()
     with pytest.raises(InputError, match=r"held_out\.txt: this run held out other pictures than"):
-        main("quick", tiny(epochs=2, data=(str(data),)))
+        main("quick", tiny(epochs=1, data=(str(data),)))
 
 
 def test_a_run_does_not_go_on_with_another_optimiser(tiny):

@@ -130,9 +130,9 @@ show([("HR", astronaut), ("bicubic, back to size", imresize(imresize(astronaut, 
 #
 # That is about what a picture without content scores: how near to it cannot be told without the report's own pictures. Its
 # network, loss and learning rate are not to blame, as is shown below ("The report's own training"). The pairing of LR and HR
-# may be. The report's loader lists the folders of LR and HR pictures separately, in no defined order, which can pair a picture
-# with another one. And rotating LR and HR each about half its own size, as OpenCV's example code does, shifts them
-# against each other by `scale - 1` HR pixels.
+# may be. The report's published code has a loader that lists the folders of LR and HR pictures separately, in no defined order,
+# which can pair a picture with another one; nothing calls it there any more. And it rotates LR and HR each about half its own
+# size, which shifts them against each other by `scale - 1` HR pixels.
 #
 # Below the report's network is trained three times, on the same pictures: with aligned pairs, with pairs shifted by
 # one HR pixel in each direction, and with LR and HR of different pictures. It starts as an interpolation and not from

@@ -58,7 +58,7 @@ test-wheel:
 	  datasets evaluate pytest
 	cd tests && ../$(VENV)-wheel/bin/pytest --noconftest test_wheel.py
 
-# Every benchmark that needs no data, against its rivals, and all processors' results as tables: some two hours of a
+# Every benchmark that needs no data and no other package than PyTorch, against its rivals, and all processors' results as tables: some two hours of a
 # machine that does nothing else. ONEDNN_MAX_CPU_ISA=AVX2 ATEN_CPU_CAPABILITY=avx2 hold it to older instructions.
 benchmarks: $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --requirement benchmarks/requirements.txt

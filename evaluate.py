@@ -23,6 +23,7 @@ network draws samples, the measures are means over them.
 from superres.commands import command  # first: it quietens TensorFlow
 
 # isort: split
+import itertools
 import json
 from pathlib import Path
 from typing import Annotated, Literal
@@ -142,11 +143,13 @@ def main(
                     measured.append((name, cells(hr)))
                 yield name, lr, hr
 
+        known = looks(as_needed([against] if against else []))
+        first = [*itertools.islice(known, 1)]  # before hours of work: it may not be there
         result = evaluate(network, pairs(), distances, ensemble=ensemble, **drawing)
-        if against:
-            warn_of_likenesses(measured, looks(as_needed([against])))
         print(table(result))
         _write_json(json_file, result)
+        if against:
+            warn_of_likenesses(measured, itertools.chain(first, known))
         if figure_file:
             sheet = figure(network, drawn, temperature=temperature, seed=seed, ensemble=ensemble)
             write_figure(figure_file, sheet, dpi=110)

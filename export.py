@@ -161,13 +161,17 @@ def export(model: Path | str, folder: Path | str, name: str | None, version: int
     shutil.rmtree(part, ignore_errors=True)
     try:
         write_saved_model(network, part, name, megapixels)
+        os.rename(part, target)
         config = read_config(listed)
         if name not in [entry.name for entry in config.model_config_list.config]:
             config.model_config_list.config.add(
                 name=name, base_path=f"{MOUNT}/{name}", model_platform="tensorflow")
-        with whole(listed) as new:  # listed and in place, or neither
-            new.write_text(text_format.MessageToString(config))
-            os.rename(part, target)
+            try:
+                with whole(listed) as new:
+                    new.write_text(text_format.MessageToString(config))
+            except BaseException:  # listed and in place, or neither
+                shutil.rmtree(target)
+                raise
     except tf.errors.OpError as error:  # a full disk and the like
         raise OSError(f"{target}: {error.message}") from None
     finally:

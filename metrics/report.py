@@ -11,7 +11,7 @@ from superres.datasets.pictures import to_uint8
 from superres.files import printable
 from superres.metrics.image import quality
 from superres.metrics.perceptual import diversity_score
-from superres.models.images import TILE, ImageUpscaler
+from superres.models.images import ImageUpscaler
 
 SHOWN = 8  # in a figure
 # Heading and format of every measure, as far as it is measured.
@@ -46,18 +46,19 @@ def evaluate(network: ImageUpscaler, pairs: Iterable[Triple],
     distances = distances or {}
     mapped = next(iter(distances), None) if drawn and (samples or 1) > 1 else None  # for the diversity score
     methods = {
-        "network": lambda lr: [*network.draw(lr, samples, tile=TILE, **options)],
-        "bicubic": lambda lr: [imresize(lr, scale)],
+        "network": lambda lr, tile: [*network.draw(lr, samples, tile=tile, **options)],
+        "bicubic": lambda lr, tile: [imresize(lr, scale)],
     }
     pictures = []
     for name, lr, hr in pairs:
         row = {"name": name, "megapixels": hr.shape[0] * hr.shape[1] / 1e6}
+        tile = network.tile_for(lr)
         for method, upscale in methods.items():
             if not pictures:  # compile, for one size and then for any
-                upscale(lr)
-                upscale(lr[:8])
+                upscale(lr, tile)
+                upscale(lr[:8, :256], None)
             start = time.perf_counter()
-            drawings = upscale(lr)
+            drawings = upscale(lr, tile)
             seconds = (time.perf_counter() - start) / len(drawings)
             scores, maps = [], []
             for sr in map(to_uint8, drawings):
@@ -118,7 +119,7 @@ def figure(network: ImageUpscaler, pairs: list[Triple], size: int = 96, **option
     pairs = pairs[:SHOWN]
     sheet, axes = plt.subplots(len(pairs), 4, figsize=(10, 2.6 * len(pairs)), squeeze=False)
     for row, (name, lr, hr) in zip(axes, pairs, strict=True):
-        sr = network.upscale(lr, tile=TILE, **options)
+        sr = network.upscale(lr, tile=network.tile_for(lr), **options)
         bicubic = imresize(lr, scale)
         crop = min(size, *hr.shape[:2]) // scale
         top, left = busiest(lr, crop)

@@ -170,7 +170,7 @@ def _unfit(network):
     if network.lr_size or network.draws_samples:
         return "it computes networks of any size without noise"
     if any(isinstance(layer, ReflectedConv2D) for layer in network.layers):
-        return "it transposes features for every reflected padding, and takes 1.5 times as long as TensorFlow"
+        return "it transposes features for every reflected padding, which takes longer than in TensorFlow"
     return None
 
 

@@ -205,6 +205,14 @@ class ImageUpscaler:
         # A window smaller than SMALLEST would be continued, where the whole image is not.
         return max(SMALLEST, self.reach())
 
+    def tile_for(self, lr: np.ndarray) -> int | None:
+        """`tile` for LR (H, W, C) so that memory stays bounded, if it can: None where LR is small, or
+        the network cannot be tiled."""
+        try:
+            return TILE if max(lr.shape[:2]) > TILE and self.overlap() else None
+        except InputError:
+            return None
+
     def reach(self) -> int:
         """How many LR pixels away an LR pixel can still change SR.
 

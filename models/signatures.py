@@ -27,16 +27,14 @@ def signatures(network: Upscaler, megapixels: float) -> dict[str, tuple[Callable
 
     Args:
         megapixels: The most that an LR picture may have. Those whose SR, as floats, would take 2 GiB or
-            more are refused whatever it is, and so are batches of arrays: gRPC's messages and PNG
-            files end there.
+            more are refused whatever it is: gRPC's messages and PNG files end there.
 
     Returns:
         Dict of name -> (function, list of the `tf.TensorSpec` of its inputs).
     """
     size, extra = network.lr_size, []
     channels = network.channels if size else 3
-    answerable = (2**31 - 1) // (4 * channels * network.scale**2)
-    limit = min(int(megapixels * 1e6), answerable)
+    limit = min(int(megapixels * 1e6), (2**31 - 1) // (4 * channels * network.scale**2))
     upscale = sampled(network) if size else computed(network)
     if network.draws_samples:
         extra = [tf.TensorSpec((None,), "float32", "temperature"), tf.TensorSpec((None,), "int32", "seed")]
@@ -68,8 +66,6 @@ def signatures(network: Upscaler, megapixels: float) -> dict[str, tuple[Callable
         with tf.control_dependencies([
                 tf.debugging.Assert(tf.size(lr) > 0, ["lr: no pictures, or no pixels:", tf.shape(lr)], 4),
                 tf.debugging.Assert(pixels(lr) <= limit, [f"lr: more than {limit} pixels:", tf.shape(lr)], 4),
-                tf.debugging.Assert(pixels(lr, 0) <= answerable,
-                                    [f"lr: more than {answerable} pixels in all:", tf.shape(lr)], 4),
                 *of_one_length(lr, rest)]):
             lr, *rest = map(tf.identity, (lr, *rest))
         troubles = [(tf.reduce_all((lr >= 0) & (lr <= 1), (1, 2, 3)), "lr: values must lie from 0 to 1")]

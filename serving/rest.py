@@ -9,6 +9,7 @@ upscaled.
 
 import argparse
 import base64
+import http.client
 import json
 import sys
 import urllib.error
@@ -38,9 +39,11 @@ def upscale(url: str, model: str, pictures: list[bytes], **values: float) -> lis
     try:
         with urllib.request.urlopen(f"{url}/v1/models/{model}:predict", body, timeout=600) as response:
             rows = json.load(response)["predictions"]
+        return [(base64.b64decode(row["image_bytes"]["b64"]), row["status"]) for row in rows]
     except urllib.error.HTTPError as error:
         raise RuntimeError(error.read().decode(errors="replace")) from None
-    return [(base64.b64decode(row["image_bytes"]["b64"]), row["status"]) for row in rows]
+    except (LookupError, TypeError):
+        raise RuntimeError(f"{url} gives no answer of `image_bytes`") from None
 
 
 def main(upscale: Callable[..., list[tuple[bytes, str]]], example: str) -> None:
@@ -61,9 +64,14 @@ def main(upscale: Callable[..., list[tuple[bytes, str]]], example: str) -> None:
                 raise FileExistsError(f"{target} exists already")
             ((sr, status),) = upscale(server, model, [path.read_bytes()], **options)
             if not status:
-                target.write_bytes(sr)
-        except (OSError, RuntimeError, ValueError) as error:
-            status = " ".join(str(error).split())
+                with open(target, "xb") as file:  # not over what has appeared meanwhile
+                    try:
+                        file.write(sr)
+                    except OSError:
+                        target.unlink()
+                        raise
+        except (OSError, RuntimeError, ValueError, http.client.HTTPException) as error:
+            status = " ".join(str(error).split()) or type(error).__name__
         if status:
             failed = 1
             print(f"{path}: {status}", file=sys.stderr)

@@ -7,15 +7,17 @@ import keras
 import numpy as np
 import pytest
 from test_pixelcnn import tiny
+from test_sampler import softmax
 
 from superres import evaluate, upscale
-from superres.datasets.catalogue import load
+from superres.datasets.catalogue import Example, load
 from superres.datasets.corners import corner_count
 from superres.datasets.degradations import imresize
 from superres.datasets.pictures import read_picture, write_picture
 from superres.datasets.thumbnails import Thumbnails, thumbnail
 from superres.errors import InputError
-from superres.metrics import ms_ssim, psnr, ssim
+from superres.metrics import consistency, diversity, ms_ssim, psnr, ssim
+from superres.metrics.thumbnails import likelihood, sample_quality
 from superres.models import upscaler
 from superres.models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
 from superres.models.sampler import Sampler
@@ -286,3 +288,27 @@ def test_bfloat16_copy_makes_float32_logits_near_those_of_float32(rng):
     for exact, quick in zip(network(inputs), copy(inputs), strict=True):
         assert keras.backend.standardize_dtype(quick.dtype) == "float32"
         assert 0 < np.abs(quick - exact).max() < 0.05 * np.abs(exact).max()
+
+
+@pytest.fixture
+def three(rng):
+    """Three pairs of noise, 8 x 8 and 16 x 16, grey."""
+    return Thumbnails([Example(str(i), *(rng.integers(0, 256, (size, size, 1), "uint8") for size in (16, 8)))
+                       for i in range(3)], 8, 2, channels=1)
+
+
+def test_bits_are_of_both_networks_and_of_each_and_every_picture_counts_alike(three):
+    network = network_of(2, 1)
+    logits = network.predict_on_batch([x / np.float32(255) for x in (three.lr, three.hr)])
+    found = likelihood(network, three, batch=2)
+    for key, z in zip(("bits", "bits_a", "bits_b"), (sum(logits), *logits), strict=True):
+        p = np.take_along_axis(softmax(z), three.hr[..., None].astype(int), -1)
+        assert found[key] == pytest.approx(-np.log2(p).mean(), rel=1e-4)
+
+
+def test_samples_are_held_against_lr_and_one_another(three, rng):
+    drawn = rng.integers(0, 256, (2, 3, 16, 16, 1), "uint8")
+    found = sample_quality(three, drawn)
+    assert found["diversity"] == pytest.approx(np.mean([diversity(drawn[:, i]) for i in range(3)]))
+    assert found["consistency"] == pytest.approx(np.mean([
+        consistency(lr, sr) for samples in drawn for lr, sr in zip(three.lr, samples, strict=True)]))

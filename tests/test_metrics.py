@@ -9,6 +9,7 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 from superres.datasets.color import luma, rgb_to_ycbcr, ycbcr_to_rgb
 from superres.datasets.degradations import imresize
 from superres.metrics import consistency, diversity, finite_psnr, lr_psnr, ms_ssim, psnr, quality, ssim
+from superres.metrics.image import colour_error
 
 
 @pytest.fixture
@@ -143,6 +144,7 @@ def test_quality_follows_the_protocol_of_the_literature(rng, photo):
     assert result["ssim_y"] == pytest.approx(expected, abs=1e-6)
     assert result["psnr_rgb"] == psnr(photo, sr, 4)
     assert result["lr_psnr"] == lr_psnr(photo, sr, 4)
+    assert result["colour_error"] == colour_error(photo, sr)
 
 
 def test_quality_measures_a_picture_without_inside_whole(noise):

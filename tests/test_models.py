@@ -137,6 +137,13 @@ def test_skips_surround_so_many_convolutions(rng, skip_every, skips):
     np.testing.assert_array_equal(*both(x))
 
 
+def test_a_skip_begins_where_the_last_one_ended():
+    network = lapsrn(2, filters=4, depth=6, skip_every=2)
+    for before, after in ((2, 4), (4, 6)):
+        skip = network.get_layer(f"level1_skip{after}").input[0]
+        assert skip is network.get_layer(f"level1_skip{before}").output
+
+
 def test_reported_levels_are_chained_by_the_picture():
     network = lapsrn(4, filters=4, depth=2, **REPORTED)
     assert network.get_layer("level2_act1").input is network.get_layer("level1_sr").output

@@ -7,7 +7,7 @@ import tensorflow as tf
 from test_pixelcnn import in_state, tiny
 
 from superres.errors import InputError
-from superres.layers import SPADEResBlock
+from superres.layers import SPADEResBlock, SpectralConv2D
 from superres.losses import bits_per_dimension, cross_entropy
 from superres.models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
 from superres.models.sampler import NaiveSampler, Sampler, draw, networks_of
@@ -289,3 +289,16 @@ def test_likelihood_is_the_formula(rng):
     assert float(cross_entropy(picture, logits)) == pytest.approx(nats, rel=1e-5)
     assert float(bits_per_dimension(picture, logits)) == pytest.approx(nats / np.log(2), rel=1e-5)
     assert float(bits_per_dimension(picture, np.zeros_like(logits))) == pytest.approx(8)
+
+
+def test_a_residual_block_of_batch_normalisation_is_linear_nowhere_but_in_its_relu():
+    kinds = [type(layer).__name__ for layer in conditioning_network(3, 2, filters=4, blocks=1).layers]
+    assert kinds[3:9] == ["Conv2D", "BatchNormalization", "ReLU", "Conv2D", "BatchNormalization", "Add"]
+
+
+@pytest.mark.parametrize("spectral", [True, False])
+def test_spectral_normalisation_of_spade_blocks_is_a_choice(spectral):
+    network = conditioning_network(3, 2, filters=4, blocks=1, norm="spade", hidden=3, spectral=spectral)
+    blocks = [layer for layer in network.layers if isinstance(layer, SPADEResBlock)]
+    assert blocks
+    assert {type(block.conv_0) is SpectralConv2D for block in blocks} == {spectral}

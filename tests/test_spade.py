@@ -326,3 +326,10 @@ def test_spectral_convolution_keeps_u(rng, tmp_path, use_bias):
 def test_two_replicas_equal_one_device(run_command):
     result = run_command("-c", REPLICAS)
     assert result.returncode == 0, result.stderr[-2000:]
+
+
+def test_a_block_s_normalisations_are_of_its_kind():
+    block = SPADEResBlock(7, 4, "instance")
+    block.build([(1, 6, 8, 5), (1, 3, 4, 2)])
+    kinds = {type(spade.normalize) for spade in (block.norm_0, block.norm_1, block.norm_s)}
+    assert kinds == {keras.layers.GroupNormalization}

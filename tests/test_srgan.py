@@ -411,3 +411,22 @@ def test_grids_that_cancel_over_the_picture_are_seen_in_windows(rng):
     np.testing.assert_allclose(grid(hr, sr, 2, 1), size * 6 / 8, rtol=1e-4)
     np.testing.assert_allclose(grid(hr, sr, 2, 3), 0, atol=1e-6)  # columns 0 to 2, 3 to 5, none of 6 and 7
     np.testing.assert_allclose(grid(hr, sr, 2, 2), size * (0 + .5 + .5 + 0) / 4, rtol=1e-4)
+
+
+def test_the_average_head_is_two_convolutions_of_the_mean(rng):
+    network = drawn(discriminator(filters=2), 0.5)
+    convs, acts = (of_kind(network, kind) for kind in (keras.layers.Conv2D, keras.layers.LeakyReLU))
+    last, logits = keras.Model(network.input, [acts[7].output, network.output])(
+        rng.random((2, 32, 48, 3), "float32"))
+    expected = np.mean(last, (1, 2))
+    for number, conv in enumerate(convs[8:]):
+        expected = np.maximum(expected, 0.2 * expected) if number else expected
+        expected = expected @ np.array(conv.kernel)[0, 0] + np.array(conv.bias)
+    np.testing.assert_allclose(logits, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_normalisation_is_between_convolution_and_activation():
+    network = generator(2, blocks=1, filters=4)
+    assert network.get_layer("block1_conv1_act").input is network.get_layer("block1_conv1_norm").output
+    for norm in of_kind(discriminator(filters=2), keras.layers.BatchNormalization):
+        assert isinstance(norm.input._keras_history.operation, keras.layers.Conv2D)

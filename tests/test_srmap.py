@@ -158,3 +158,34 @@ def test_the_discriminator_takes_its_size_alone(rng):
         network(rng.random((3, 16, 16, 3), "float32"))
     with pytest.raises(InputError, match="scale: must be 2 or 4, not"):
         generator(3)
+
+
+@pytest.mark.parametrize("cell", [1, 4])
+def test_every_noise_is_another_and_only_that_at_lr_s_size_has_cells(cell):
+    noises = of_kind(generator(4, **TINY, noise_cell=cell), NoiseInjection)
+    assert sorted(layer.stream for layer in noises) == list(range(len(noises)))
+    assert {(layer.factor, layer.cell) for layer in noises} == {(1, cell), (2, 1), (4, 1)}
+
+
+def test_blurs_and_noise_stand_where_they_must():
+    for network, before, after in (
+            (generator(4, **TINY), "up1_shuffle", "up1_blur"),
+            (generator(4, **TINY), "up1_blur", "up1_blur_noise"),
+            (generator(4, **TINY), "stem_noise", "stem_act"),
+            (discriminator(8, (8, 8), (1, 1)), "stage1_down_blur", "stage1_down_unshuffle")):
+        assert keras.tree.flatten(network.get_layer(after).input)[0] is network.get_layer(before).output
+
+
+def test_blocks_of_a_new_discriminator_add_nothing(rng):
+    network = discriminator(8, (8, 8), (1, 2))
+    names = "stage2_down", "stage2_block1"
+    down, block = keras.Model(network.input, [network.get_layer(name).output for name in names])(
+        rng.random((1, 12, 12, 3), "float32"))
+    assert np.abs(down).max() > 0
+    np.testing.assert_array_equal(down, block)
+
+
+def test_the_mean_of_div2k_is_taken_off(rng):
+    network, lr = generator(4, **TINY, noise=False), rng.random((1, 8, 9, 3), "float32")
+    centred = keras.Model(network.input, network.get_layer("centred").output)(lr)
+    np.testing.assert_allclose(centred, lr - np.float32([0.4488, 0.4371, 0.4040]), atol=1e-6)

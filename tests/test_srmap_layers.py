@@ -7,7 +7,7 @@ import tensorflow as tf
 from scipy.ndimage import correlate1d
 from scipy.stats import kstest
 
-from superres.datasets.degradations import imresize
+from superres.datasets.degradations import imresize, resize_matrix
 from superres.layers import (
     BiasedSiLU,
     BicubicDownsampling2D,
@@ -228,3 +228,20 @@ def test_scales_of_noise_learn():
         loss = tf.reduce_sum(layer([x, *place(3)]))
     noise = layer.noise((6, 6), *[tf.constant(v) for v in (place(3)[0], place(3)[2])])
     np.testing.assert_allclose(tape.gradient(loss, layer.scale), tf.reduce_sum(noise, (0, 1, 2)), rtol=1e-4)
+
+
+def test_the_activation_is_silu_of_what_the_bias_moves(rng):
+    x, bias = rng.normal(0, 2, (2, 3, 4, 5)).astype("float32"), rng.normal(0, 1, 5).astype("float32")
+    layer = BiasedSiLU()
+    layer.build(x.shape)
+    layer.bias.assign(bias)
+    np.testing.assert_allclose(layer(x), (x + bias) / (1 + np.exp(-(x + bias))), rtol=1e-5, atol=1e-6)
+
+
+def test_clipping_is_after_each_axis_of_shrinking(rng):
+    """As the real picture is made: MATLAB rounds to 8 bits in between."""
+    x = rng.integers(0, 2, (1, 16, 24, 1)).astype("float32")
+    rows, columns = (resize_matrix(size, 1 / 2).toarray() for size in (16, 24))
+    expected = np.clip(np.clip(rows @ x[0, ..., 0], 0, 1) @ columns.T, 0, 1)
+    np.testing.assert_allclose(BicubicDownsampling2D(2)(x, clip=True)[0, ..., 0], expected, atol=1e-5)
+    assert np.abs(BicubicDownsampling2D(2)(x)[0, ..., 0] - expected).max() > 0.01

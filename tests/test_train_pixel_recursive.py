@@ -209,8 +209,9 @@ def test_learning_rate_falls_in_steps():
     assert rates == pytest.approx([4e-4, 4e-4, 1e-4, 1e-4, 0.25e-4])
 
 
-def test_reported_kernels_are_drawn_from_a_truncated_normal_distribution():
-    network = trainer_of("reported").network
+@pytest.mark.parametrize("preset", ["reported", "reported-spade"])
+def test_reported_kernels_are_drawn_from_a_truncated_normal_distribution(preset):
+    network = trainer_of(preset).network
     kernels = [np.array(v) for v in network.trainable_variables if "kernel" in v.name]
     assert len(kernels) > 100
     values = np.concatenate([kernel.ravel() for kernel in kernels])

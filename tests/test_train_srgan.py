@@ -227,7 +227,8 @@ def test_the_game_works_in_mixed_precision(make, precision):
         assert [int(optimizer.iterations.numpy()) for optimizer in optimizers] == [1, 1]
     for key, value in shown["float32"].items():
         if key != "accuracy":
-            assert shown[precision][key] == pytest.approx(value, rel=0.1, abs=0.02), key
+            rel = 0.3 if key in ("r1", "r2") or key.endswith("_gradient") else 0.1
+            assert shown[precision][key] == pytest.approx(value, rel=rel, abs=0.02), key
 
 
 def test_norms_of_gradients_that_overflow_are_left_out(make):
@@ -270,12 +271,17 @@ def test_presets_make_trainers_and_hold_the_papers_numbers(make, vgg, name):
     settings = PRESETS[name][1]
     model = trainer(dataclasses.replace(settings, **{**vgg, "vgg": settings.vgg}))
     # Scale, blocks, PReLU, size of HR for the dense head, weights of pixels, VGG and the adversarial loss.
+    mended = {"pixel": 0.3, "vgg": settings.vgg, "fidelity": 1.0, "grid": 20.0}
+    mended = {key: weight for key, weight in mended.items() if weight}
     expected = {"reported": (2, 5, "scalar", None, {"pixel": 0.0041, "vgg": 0.001}, 1e-3, "standard"),
-                "paper": (4, 16, "channel", 96, {"pixel": 0.0, "vgg": 1.0}, 1e-3, "standard")}
+                "paper": (4, 16, "channel", 96, {"pixel": 0.0, "vgg": 1.0}, 1e-3, "standard"),
+                "improved": (4, 5, "scalar", None, mended, 5e-3, "relativistic"),
+                "improved-x2": (2, 5, "scalar", None, mended, 5e-3, "relativistic"),
+                "quick": (2, 2, "scalar", None, mended, 5e-3, "relativistic")}
     found = (settings.scale, settings.blocks, settings.prelu, model.discriminator.input.shape[1],
              {key: weight for key, (weight, _) in model.terms.items()}, model.adversarial,
              settings.adversarial_loss)
-    assert found == expected.get(name, found)
+    assert found == expected[name]
 
 
 @pytest.mark.parametrize(("preset", "arguments", "epochs"), [

@@ -242,7 +242,8 @@ def test_the_game_works_in_mixed_precision(make, precision):
         assert [int(optimizer.iterations.numpy()) for optimizer in optimizers] == [1, 1]
     for key, value in shown["float32"].items():
         if key != "accuracy":
-            assert shown[precision][key] == pytest.approx(value, rel=0.1, abs=0.02), key
+            rel = 0.3 if key in ("r1", "r2") or key.endswith("_gradient") else 0.1
+            assert shown[precision][key] == pytest.approx(value, rel=rel, abs=0.02), key
 
 
 def test_pretraining_has_one_network_and_no_noise(make, grain):

@@ -79,7 +79,7 @@ def keep_settings(path: Path, settings: Any, precision: str, begun: bool) -> Non
 
 
 def keep_held_out(path: Path, names: Iterable[str], begun: bool) -> None:
-    """Write which pictures a run is validated on, or refuse to go on with others: it may have seen them."""
+    """Write which pictures a run holds out, or refuse to go on with others: it may have seen them."""
     now = "".join(f"{printable(name)}\n" for name in names)
     if begun and path.exists():
         if path.read_text(encoding="utf-8") != now:

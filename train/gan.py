@@ -13,7 +13,6 @@ from superres.datasets.pictures import contact_sheet, write_picture
 from superres.files import write_figure
 from superres.losses import gradient_penalty
 from superres.metrics import quality
-from superres.models.images import TILE
 from superres.models.upscaler import Upscaler, at_precision, load
 from superres.train.loop import EpochMean, Trainer, minimised
 from superres.train.validation import PictureValidation, panels
@@ -126,7 +125,8 @@ class GANValidation(PictureValidation):
         for step in steps:
             epoch, network = step // self.steps, load(folder / f"step_{step}.keras")
             title = "warm-up" if epoch <= self.warm_up else f"after epoch {epoch - self.warm_up}"
-            columns.append((title, [network.upscale(lr, tile=TILE) for _, lr, _ in self.pairs[:3]]))
+            columns.append((title, [network.upscale(lr, tile=network.tile_for(lr))
+                                    for _, lr, _ in self.pairs[:3]]))
         rows = min(3, len(self.pairs))
         sheet = Figure(figsize=(2.2 * (len(columns) + 2), 2.3 * rows))
         axes = sheet.subplots(rows, len(columns) + 2, squeeze=False)

@@ -231,7 +231,8 @@ def main(preset: str, settings: Settings) -> None:
         raise InputError(f"steps: {patches.total} patches in batches of {settings.batch} are "
                          f"{patches.total // settings.batch} steps an epoch, not {settings.steps}")
     folder = fit(
-        distribution, trainer, patches, PictureValidation(val), settings, run=settings.run,
+        distribution, trainer, patches, PictureValidation(val), settings,
+        held_out=[name for name, _, _ in val + test], run=settings.run,
         paper="lapsrn", preset=preset, epochs=settings.epochs, steps=settings.steps,
     )
     if folder:

@@ -3,7 +3,7 @@
 A run is a folder::
 
     settings.yaml          the settings it was started with
-    held_out.txt           the names of the pictures it is validated on
+    held_out.txt           the names of the pictures it is not trained on
     log.csv                one row an epoch
     model.keras            the best network so far, without its trainer
     last.keras             the network after the last epoch
@@ -166,8 +166,9 @@ def run_folder(run: RunSettings, paper: str, preset: str) -> Path:
 
 
 def fit(distribution: tf.distribute.Strategy, build: Callable[[Any], Trainer], batches: Patches | Thumbnails,
-        validation: Validation, settings: Any, *, run: RunSettings, paper: str, preset: str, epochs: int,
-        steps: int, callbacks: Iterable[keras.callbacks.Callback] = ()) -> Path | None:
+        validation: Validation, settings: Any, *, held_out: Iterable[str], run: RunSettings, paper: str,
+        preset: str, epochs: int, steps: int,
+        callbacks: Iterable[keras.callbacks.Callback] = ()) -> Path | None:
     """Train until `epochs` are done, going on from where the run in its folder stopped.
 
     Args:
@@ -179,6 +180,7 @@ def fit(distribution: tf.distribute.Strategy, build: Callable[[Any], Trainer], b
         validation: A `Validation`.
         settings: The whole settings dataclass, kept in the run's folder. On one machine, a run that
             goes on does without the network that `start` names.
+        held_out: Names of the pictures that are not trained on; a run does not go on with others.
         run: `RunSettings`.
         paper: Name of the paper, for the default folder.
         preset: Name of the preset, for the default folder.
@@ -196,7 +198,7 @@ def fit(distribution: tf.distribute.Strategy, build: Callable[[Any], Trainer], b
         if chief:
             begun = backup.exists() or log.path.exists()
             keep_settings(folder / "settings.yaml", settings, precision, begun)
-            keep_held_out(folder / "held_out.txt", validation.names, begun)
+            keep_held_out(folder / "held_out.txt", held_out, begun)
         if not alike(distribution, precision):
             raise InputError(f"run.precision: this machine has {precision}, another one trains in another; "
                              "name one that all of them have")
@@ -268,9 +270,9 @@ def fit(distribution: tf.distribute.Strategy, build: Callable[[Any], Trainer], b
                     verbose=(1 if sys.stdout.isatty() else 2) if chief else 0,
                 )
             except tf.errors.ResourceExhaustedError as error:
-                if str(folder) in error.message:  # a full disk
+                if str(tensorboard) in error.message:  # a full disk
                     raise
-                raise MemoryError("smaller batches, or smaller patches, take less of it") from None
+                raise MemoryError("a training step with a smaller batch takes less of it") from None
         if any_machine(distribution, bool(keeper.failure)):
             kept = "model.keras holds the best weights before it" if log.rows else "no epoch was finished"
             raise InputError(f"{folder}: stopped, {keeper.failure}; {kept}" if chief else

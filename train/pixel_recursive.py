@@ -220,7 +220,7 @@ class ThumbnailValidation(Validation):
 
     def __init__(self, pictures: Thumbnails, model: Literal["recursive", "independent", "regression"],
                  sampled: int = 32) -> None:
-        self.pictures, self.sampled, self.names = pictures, pictures[:sampled], pictures.names
+        self.pictures, self.sampled = pictures, pictures[:sampled]
         self.key = "val_mse" if model == "regression" else "val_bits"
 
     def __call__(self, network: ThumbnailUpscaler) -> tuple[dict[str, float], np.ndarray]:
@@ -307,8 +307,8 @@ def main(preset: str, settings: Settings) -> None:
     train, val, test = split_thumbnails(settings)
     folder = fit(
         distribution, trainer, train, ThumbnailValidation(val, settings.model), settings,
-        run=settings.run, paper="pixel_recursive", preset=preset, epochs=settings.epochs,
-        steps=settings.steps,
+        held_out=val.names + test.names, run=settings.run, paper="pixel_recursive", preset=preset,
+        epochs=settings.epochs, steps=settings.steps,
     )
     if folder:
         # Nearest neighbours are looked for among all pictures at once, which of shards are too many.

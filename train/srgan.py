@@ -341,8 +341,9 @@ def main(preset: str, settings: Settings) -> None:
         quarters = {settings.warm_up + settings.epochs * k // 4 for k in range(5)} - {0}
         run = dataclasses.replace(run, snapshots=tuple(sorted(q * settings.steps for q in quarters)))
     folder = fit(
-        distribution, trainer, patches, validation, settings, run=run, paper="srgan",
-        preset=preset, epochs=settings.warm_up + settings.epochs, steps=settings.steps,
+        distribution, trainer, patches, validation, settings,
+        held_out=[name for name, _, _ in val + test], run=run, paper="srgan", preset=preset,
+        epochs=settings.warm_up + settings.epochs, steps=settings.steps,
         callbacks=[Phases(settings.warm_up)],
     )
     if folder:

@@ -324,7 +324,8 @@ def main(preset: str, settings: Settings) -> None:
     samples = [TrainingSamples(run_folder(settings.run, "srmap", preset), val, settings.sample_every)
                ] if settings.sample_every and is_chief(distribution) else ()
     folder = fit(
-        distribution, trainer, patches, validation, settings, run=settings.run,
+        distribution, trainer, patches, validation, settings,
+        held_out=[name for name, _, _ in val + test], run=settings.run,
         paper="srmap", preset=preset, epochs=settings.epochs, steps=settings.steps, callbacks=samples,
     )
     if folder:

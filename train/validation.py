@@ -1,7 +1,6 @@
 """What judges a network after every epoch, and draws it."""
 
 import math
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,7 @@ import numpy as np
 from superres.datasets.degradations import Triple, imresize
 from superres.datasets.pictures import contact_sheet
 from superres.metrics.image import quality
-from superres.models.images import TILE, ImageUpscaler
+from superres.models.images import ImageUpscaler
 
 
 class Validation:
@@ -17,10 +16,8 @@ class Validation:
 
     Called with the network, it returns a dict of scores and a picture of samples. The
     best epoch is the one with the `better` (`max` or `min`) value of `key` in the log.
-    `names` are those of the pictures that it is judged by.
     """
 
-    names: Sequence[str] = ()
     key, better = "epoch", staticmethod(max)  # the last one
 
     def failure(self, row: dict[str, float], before: list[dict[str, float]]) -> str | None:
@@ -38,10 +35,10 @@ class PictureValidation(Validation):
     key = "val_psnr_y"
 
     def __init__(self, pairs: list[Triple]) -> None:
-        self.pairs, self.names = pairs, [name for name, _, _ in pairs]
+        self.pairs = pairs
 
     def __call__(self, network: ImageUpscaler) -> tuple[dict[str, float], np.ndarray]:
-        pictures = [network.upscale(lr, tile=TILE) for _, lr, _ in self.pairs]
+        pictures = [network.upscale(lr, tile=network.tile_for(lr)) for _, lr, _ in self.pairs]
         scores = [quality(hr, sr, hr.shape[0] // lr.shape[0])
                   for (_, lr, hr), sr in zip(self.pairs, pictures, strict=True)]
         contrasts = [sr.std() / hr.std()

@@ -1,4 +1,4 @@
-"""The results of all processors as the tables of the README.
+"""The results of all processors as the tables of docs/speed.md.
 
     python benchmarks/report.py
 

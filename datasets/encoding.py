@@ -44,13 +44,15 @@ def save(file: Path | BinaryIO, path: Path, kind: str, picture: "Picture", quali
 
 def save_animation(file: Path, path: Path, kind: str, frames: "Iterable[Picture]", quality: int | None,
                    strip: bool) -> None:
-    images, durations, infos = [], [], []
-    for frame in frames:
-        images.append(to_image(kind, frame))
-        durations.append(frame.info.duration or 0)
-        infos = infos or [frame]
-    options = _options(path, kind, infos[0], all(image.mode == "L" for image in images), quality, strip)
-    plays = infos[0].info.plays or 0
+    frames = [frame.each(to_uint8) for frame in frames]
+    # An animation has one profile, that of its first frame: otherwise, all become sRGB.
+    if len({frame.info.icc for frame in frames}) > 1 or not all(
+            keeps_profile(kind, frame.pixels.shape[-1] == 1) for frame in frames):
+        frames = [_of_srgb(frame) for frame in frames]
+    images = [to_image(kind, frame) for frame in frames]
+    durations = [frame.info.duration or 0 for frame in frames]
+    options = _options(path, kind, frames[0], all(image.mode == "L" for image in images), quality, strip)
+    plays = frames[0].info.plays or 0
     if kind != "GIF":
         options["loop"] = plays
     elif plays != 1:
@@ -86,11 +88,19 @@ def _image(planes):
     return Image.fromarray(planes.squeeze(-1) if planes.shape[-1] == 1 else planes)
 
 
+def _of_srgb(picture):
+    """A `Picture` as one without a colour profile, of 8 bits."""
+    if not picture.info.icc:
+        return picture
+    return picture._replace(pixels=as_srgb(to_uint8(picture.pixels), picture.info.icc),
+                            info=picture.info._replace(icc=None))
+
+
 def to_image(kind: str, picture: "Picture") -> Image.Image:
     """A Pillow image of 8 bits, in a mode that the kind can hold."""
+    if not keeps_profile(kind, picture.pixels.shape[-1] == 1):
+        picture = _of_srgb(picture)
     pixels, alpha = to_uint8(picture.pixels), picture.alpha
-    if picture.info.icc and not keeps_profile(kind, pixels.shape[-1] == 1):
-        pixels = as_srgb(pixels, picture.info.icc)
     if alpha is not None:  # a large opaque picture is not copied
         alpha = to_uint8(alpha)
         if kind not in WITH_ALPHA:

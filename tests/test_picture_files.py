@@ -16,7 +16,7 @@ from PIL import Image, ImageCms
 
 from superres.datasets import pictures
 from superres.datasets.degradations import imresize
-from superres.datasets.metadata import Info
+from superres.datasets.metadata import Info, as_srgb
 from superres.datasets.pictures import (
     Picture,
     fill_invisible,
@@ -254,6 +254,20 @@ def test_a_profile_in_16_bits(tmp_path, depth):
     for suffix in (".png", ".tif"):
         write_picture(tmp_path / f"a{suffix}", Picture(RGB, None, Info(icc=profile("RGB"))), depth=depth)
         assert read_picture(tmp_path / f"a{suffix}").info.icc == profile("RGB")
+
+
+def test_an_animation_of_several_profiles_is_of_srgb(tmp_path):
+    grey = np.full((32, 32, 1), 90, "uint8")
+    colours = np.full((32, 32, 3), (200, 60, 60), "uint8")
+    for name, first in (("plain", Info()), ("grey", Info(icc=profile("GRAY")))):
+        path = tmp_path / f"{name}.webp"
+        write_frames(path, [Picture(grey, None, first), Picture(colours, None, Info(icc=profile("RGB")))])
+        frames = [*read_frames(path)]
+        assert {frame.info.icc for frame in frames} == {None}
+        np.testing.assert_array_equal(frames[1].pixels, as_srgb(colours, profile("RGB")))
+    write_frames(tmp_path / "same.webp", [Picture(pixels, None, Info(icc=profile("RGB")))
+                                          for pixels in (colours, colours // 2)])
+    assert [frame.info.icc for frame in read_frames(tmp_path / "same.webp")] == [profile("RGB")] * 2
 
 
 def test_kinds_without_a_profile_get_srgb(tmp_path):

@@ -130,10 +130,15 @@ class SPADEResBlock(Configured, keras.layers.Layer):
             self.norm_s = spade("norm_s", channels)
             self.conv_s = conv("conv_s", channels, self.filters, 1, use_bias=False)
 
+    def _activate(self, x):
+        # Not ops.leaky_relu: after a convolution and a sum, as SPADE's are, TensorFlow 2.21 computes it on
+        # processors with a slope of 0.2, whatever it was told, in graphs without gradients.
+        return ops.relu(x) - self.slope * ops.relu(-x) if self.slope else ops.relu(x)
+
     def call(self, inputs: list[Tensor]) -> Tensor:
         x, s = inputs
-        h = self.conv_0(ops.leaky_relu(self.norm_0([x, s]), self.slope))
-        h = self.conv_1(ops.leaky_relu(self.norm_1([h, s]), self.slope))
+        h = self.conv_0(self._activate(self.norm_0([x, s])))
+        h = self.conv_1(self._activate(self.norm_1([h, s])))
         if self.conv_s is not None:
             x = self.conv_s(self.norm_s([x, s]))
         return x + h

@@ -333,3 +333,15 @@ def test_a_block_s_normalisations_are_of_its_kind():
     block.build([(1, 6, 8, 5), (1, 3, 4, 2)])
     kinds = {type(spade.normalize) for spade in (block.norm_0, block.norm_1, block.norm_s)}
     assert kinds == {keras.layers.GroupNormalization}
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.1, 0.2])
+def test_a_graph_computes_what_single_operations_do(rng, slope):
+    """TensorFlow fuses a convolution, a sum and a leaky ReLU, and forgets its slope."""
+    block = SPADEResBlock(6, 5, slope=slope)
+    block.build([(None, 8, 8, 6), (None, 4, 4, 3)])
+    for weight in block.trainable_variables:
+        weight.assign(rng.normal(0, 0.5, weight.shape))
+    inputs = [tf.constant(rng.random((4, *shape), "float32")) for shape in ((8, 8, 6), (4, 4, 3))]
+    graph = tf.function(lambda *inputs: block([*inputs]))(*inputs)
+    np.testing.assert_allclose(graph, block(inputs), rtol=1e-4, atol=1e-4)

@@ -17,6 +17,7 @@ from superres.models.lapsrn import lapsrn
 from superres.models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
 from superres.models.srmap import generator
 from superres.models.upscaler import NoisyUpscaler, ThumbnailUpscaler, Upscaler, at_precision, load, upscaler
+from superres.upscale import shipped_networks
 
 SIZES = [(1, 1), (1, 9), (7, 5), (8, 8), (20, 31)]
 
@@ -376,3 +377,15 @@ def test_options_that_a_network_does_not_take_are_errors(name, options, message)
 def test_what_does_not_upscale_is_refused(outputs):
     with pytest.raises(InputError, match="not a network from images of 1 or 3 channels to images"):
         upscaler(outputs())
+
+
+@pytest.mark.parametrize("name", [row[0] for row in shipped_networks()[1:]])
+def test_a_shipped_network_s_graph_computes_what_single_operations_do(name, rng):
+    """What a graph's optimiser makes of a network is still that network."""
+    network = load(name)
+    inputs = [rng.random((2, *[n or 12 for n in tensor.shape[1:]]), "float32") if tensor.dtype == "float32"
+              else np.zeros((2, *tensor.shape[1:]), tensor.dtype) for tensor in network.inputs]
+    results = network(inputs, training=False), network.predict_on_batch(inputs)
+    for single, graph in zip(*map(keras.tree.flatten, results), strict=True):
+        scale = np.abs(single).max()
+        np.testing.assert_allclose(graph, single, rtol=1e-3, atol=1e-3 * scale)

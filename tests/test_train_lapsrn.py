@@ -158,7 +158,7 @@ def test_a_flat_picture_ends_no_training(tmp_path, photos, capsys):
 
 
 def test_constant_output_raises_the_alarm(tiny, monkeypatch, capsys):
-    monkeypatch.setattr("superres.models.upscaler.Upscaler.upscale", lambda network, lr: np.full(
+    monkeypatch.setattr("superres.models.upscaler.Upscaler.upscale", lambda network, lr, tile: np.full(
         (lr.shape[0] * 2, lr.shape[1] * 2, 3), 0.5, "float32"))
     main("quick", tiny(epochs=1))
     assert "ALARM: the output is almost constant (0% of the contrast of HR)" in capsys.readouterr().out

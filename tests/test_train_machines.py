@@ -158,7 +158,8 @@ from superres.command_line import command
 from superres.train.lapsrn import RunSettings, Settings, main
 index = json.loads(os.environ["TF_CONFIG"])["task"]["index"]
 command(lambda: main("quick", Settings(
-    data=({data!r},), filters=4, depth=(2,), patch=8, batch=4, steps=1, epochs=1, val_pictures=1, {changes})))
+    data=({data!r},), filters=4, depth=(2,), patch=8, batch=4, steps=1, epochs=1, val_pictures=1,
+    test_pictures=1, {changes})))
 """
     for changes, message in (
             ("learning_rate=(1e-3, 1e-2)[index]", "error: settings: this machine's differ from"),

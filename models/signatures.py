@@ -49,7 +49,7 @@ def signatures(network: Upscaler, megapixels: float) -> dict[str, tuple[Callable
         return {"sr": tf.cast(tf.floor(sr * 255 + 0.5), "uint8"), "status": status}
 
     def several(lr, temperature, seed, count):
-        fits = tf.cast(count, "int64") * pixels(lr, 0) <= limit
+        fits = tf.cast(count, "int64") * pixels(lr, axis=0) <= limit
         with tf.control_dependencies([
                 tf.debugging.Assert(count > 0, ["count: must be 1 or more, found:", count]),
                 tf.debugging.Assert(fits, [f"count: times the pixels of lr, more than {limit}:", count])]):
@@ -177,9 +177,9 @@ def first(troubles: list[tuple[tf.Tensor, tf.Tensor | str]]) -> tf.Tensor:
     return status
 
 
-def pixels(pictures: tf.Tensor, first: int = 1) -> tf.Tensor:
-    """Height times width of (B, H, W, C), int64; from the axis 0 on, of all pictures."""
-    return tf.reduce_prod(tf.shape(pictures, "int64")[first:3])
+def pixels(pictures: tf.Tensor, axis: int = 1) -> tf.Tensor:
+    """Height times width of (B, H, W, C), int64; from axis 0 on, of all pictures."""
+    return tf.reduce_prod(tf.shape(pictures, "int64")[axis:3])
 
 
 def of_one_length(values: tf.Tensor, others: list[tf.Tensor]) -> list[tf.Operation]:

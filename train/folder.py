@@ -67,8 +67,8 @@ def keep_settings(path: Path, settings: Any, precision: str, begun: bool) -> Non
         changed = [key for key in after
                    if key not in MAY_CHANGE and before.get(key, after[key]) != after[key]]
         # Float16's optimiser keeps more than the others do.
-        precisions = before.get("run.precision"), precision
-        if "mixed_float16" in precisions and not {"auto", precision} >= {*precisions}:
+        first = before.get("run.precision", precision)
+        if "mixed_float16" in (first, precision) and first not in ("auto", precision):
             changed.append("run.precision")
         if changed:
             raise InputError(f"{path.parent}: this run was started with another {changed[0]} "

@@ -19,9 +19,11 @@ from superres.commands import command  # first: it quietens TensorFlow
 # isort: split
 import csv
 import dataclasses
+import os
 import shutil
 import threading
 import zlib
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
@@ -100,7 +102,7 @@ def read_named(name: str, pair: tuple[Path, Path | None]) -> Example:
         InputError: if it cannot be read, or LR is not its HR's.
     """
     example = read_pair(pair)
-    if example.lr is not None:
+    if example.paired:
         scale = len(example.hr) // len(example.lr)
         if scale not in (2, 4, 8):
             raise InputError(f"{name}: HR of {len(example.hr)} rows is not x2, x4 or x8 of LR's "
@@ -137,19 +139,25 @@ def write_errors(errors: list[tuple[str, str]], path: Path) -> None:
 
 
 def named_files(folders: tuple[Path, ...]) -> list[tuple[str, tuple[Path, Path | None]]]:
-    """(name, files) of all pictures, in order of the names: the path below the folder, without a suffix.
+    """(name, files) of all pictures, in order of the names, of which no two are the same.
+
+    A name is the path below the folder, or below what several folders have in common, without a suffix
+    where no other picture is called so. A file in two of the folders is one picture.
 
     Raises:
         InputError: as `files_of`.
     """
-    found = []
-    for folder in map(Path.resolve, folders):
+    paths = {}  # of a picture's file: its path as a name, and the files
+    resolved = [*map(Path.resolve, folders)]
+    common = Path(os.path.commonpath(resolved)) if len(resolved) > 1 else resolved[0]
+    for folder in resolved:
         for hr, lr in files_of(folder):
-            name = hr.relative_to(folder / "hr" if lr else folder).with_suffix("")
-            if len(folders) > 1:
-                name = folder.name / name
-            found.append((printable(name.as_posix()), (hr, lr)))
-    return sorted(found, key=lambda named: (named[0], str(named[1][0])))
+            below = hr.relative_to(folder / "hr" if lr else folder)
+            paths.setdefault(hr, (folder.relative_to(common) / below, (hr, lr)))
+    stems = Counter(path.with_suffix("") for path, _ in paths.values())
+    named = ((path if stems[path.with_suffix("")] > 1 else path.with_suffix(""), files)
+             for path, files in paths.values())
+    return sorted((printable(path.as_posix()), files) for path, files in named)
 
 
 def main(settings: Settings, flags: list[str]) -> None:

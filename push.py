@@ -160,7 +160,7 @@ def main(
         evaluate.main(file, data, degradation=degradation, crop=crop, json_file=str(made / "figures.json"),
                       figure_file=str(made / "example.png"))
         result = json.loads((made / "figures.json").read_text())
-        brings_lr = any(example.lr is not None for example in load_pictures(data, "test", limit=1))
+        brings_lr = any(example.paired for example in load_pictures(data, "test", limit=1))
         card = model_card(network, repository, result, licence, data, degradation, brings_lr, trained_on,
                           command)
         (made / "README.md").write_text(card, encoding="utf-8")

@@ -202,9 +202,10 @@ def fingerprint(model: str) -> str:
 def target_size(size: str) -> tuple[int, int]:
     """(width, height) that `--size` names."""
     match = re.fullmatch(r"(\d+)x(\d+)", size)
-    if not match or "0" in (match[1], match[2]):
+    width, height = map(int, match.groups()) if match else (0, 0)
+    if not width or not height:
         raise InputError(f"--size: must be WIDTHxHEIGHT, such as 1920x1080, not {size}")
-    return int(match[1]), int(match[2])
+    return width, height
 
 
 def resized(picture: Picture, size: tuple[int, int] | None = None, scale: float | None = None,
@@ -328,7 +329,7 @@ def main(
     lossy = format in ("jpg", "webp", "avif") or any(videos)
     if quality is not None and not (lossy and 1 <= quality <= 100):
         raise InputError(f"--quality: from 1 to 100, for --format jpg, webp, avif and videos, not {quality}")
-    if (format or white) and all(videos):
+    if (format or white) and videos and all(videos):
         raise InputError("--format, --white: for pictures, and all inputs are videos")
     if pixels and any(videos) and (pixels[0] % 2 or pixels[1] % 2):
         raise InputError(f"--size: a video's width and height are even, not {size}")
@@ -440,7 +441,8 @@ def show_networks() -> None:
 
 def cli() -> None:
     if "--list" in sys.argv[1:]:
-        show_networks()
+        del sys.argv[1:]
+        command(show_networks)
         return
     for word in sys.argv[1:]:
         if word.startswith("-") and Path(word).is_file():  # which the parser would take for an option

@@ -33,10 +33,12 @@ def line(title, rows, key):
     if ours is None or not rivals:
         return None
     best = min(rivals, key=rivals.get)
-    bfloat16 = min((time for name, time in seconds.items() if "keras" in name and "bfloat16" in name),
-                   default=None)
-    return (f"| {title} | {seconds[ours]:.3f} s{OURS[ours]} | {f'{bfloat16:.3f} s' if bfloat16 else '-'} "
-            f"| {rivals[best]:.3f} s ({best.removeprefix('torch ')}) | {rivals[best] / seconds[ours]:.2f} |")
+    halves = [min((time for name, time in seconds.items() if whose in name and "bfloat16" in name), default=0)
+              for whose in ("keras", "torch")]
+    return (f"| {title} | {seconds[ours]:.3f} s{OURS[ours]} "
+            f"| {rivals[best]:.3f} s ({best.removeprefix('torch ')}) | {rivals[best] / seconds[ours]:.2f} | "
+            + " | ".join([f"{time:.3f} s" if time else "-" for time in halves]
+                         + [f"{halves[1] / halves[0]:.2f}" if all(halves) else "-"]) + " |")
 
 
 def main():
@@ -45,7 +47,8 @@ def main():
         machines = {f"{result['machine']['cpu']}, {result['machine']['cores']} cores"
                     for result in results.values()}
         print(f"\n`{folder.name}` ({'; '.join(sorted(machines))}):\n")
-        print("| | ours | ours, bfloat16 | best PyTorch | times as fast |\n|---|---|---|---|---|")
+        print("| | ours | best PyTorch | times as fast | bfloat16: ours | PyTorch | times as fast |")
+        print("|---|---|---|---|---|---|---|")
         for title, name, chosen, key in TASKS:
             rows = [row for row in results.get(name, {"rows": []})["rows"]
                     if all(row.get(k) == v for k, v in chosen.items())]

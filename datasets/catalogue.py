@@ -68,6 +68,11 @@ class Example(NamedTuple):
         """(H, W) of HR."""
         return self.hr.shape[:2]
 
+    @property
+    def paired(self) -> bool:
+        """Whether it brings its own LR."""
+        return self.lr is not None
+
     def read(self) -> Self:
         """Itself, as `datasets.shards.Stored` has it."""
         return self

@@ -188,7 +188,7 @@ def degraded(examples: "Iterable[Example]", scale: int,
         if min(hr.shape[:2]) <= 2 * scale:
             small.append(example.name)
             continue
-        if example.lr is not None:
+        if example.paired:
             if degradation != "bicubic":
                 raise InputError(f"degradation: {example.name} comes with an LR of its own")
             lr = example.lr

@@ -1,7 +1,7 @@
 """Training batches: patches cut from LR and HR pictures at corresponding places."""
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 from typing import Literal, get_args
 
@@ -31,7 +31,7 @@ KERNEL_SIZE = 11
 ALIGNMENT_SAMPLE = 32  # pictures: a shift is common to all
 
 
-def split_pictures(sources: Iterable[Path | str], val: int, test: int, seed: int,
+def split_pictures(sources: Collection[Path | str], val: int, test: int, seed: int,
                    train: int = 0) -> tuple[list[Example | Stored], list[Example], list[Example]]:
     """Read the pictures of all sources and part them at random: (train, val, test).
 
@@ -47,10 +47,12 @@ def split_pictures(sources: Iterable[Path | str], val: int, test: int, seed: int
         train: How many to train on; 0: all that the others leave.
 
     Raises:
-        InputError: if there are too few, or a number of them is below what it can be.
+        InputError: if there are no sources or too few pictures, or a number of them is below what it can be.
     """
     check_range({"val_pictures": val}, least=1)
     check_range({"train_pictures": train, "test_pictures": test}, least=0)
+    if not sources:
+        raise InputError("data: name folders of pictures, shards, or names of the catalogue")
     examples = list(as_needed(sources))
     wanted = train or max(1, len(examples) - val - test)
     if wanted + val + test > len(examples):
@@ -148,7 +150,7 @@ class Patches:
             else:
                 picture = self._prepared(index, example)
                 self.pictures.append(picture)
-            if example.lr is not None and min(picture[0].shape[:2]) >= 32:
+            if example.paired and min(picture[0].shape[:2]) >= 32:
                 given.append((picture[0], picture[-1]))
         if given:
             check_alignment(given[:ALIGNMENT_SAMPLE], scale)
@@ -166,7 +168,7 @@ class Patches:
     def _prepared(self, index, example):
         """(lr, *targets) of picture number `index`, (H, W, 3) uint8; an LR of None is made for each patch."""
         hr = mod_crop(_as_channels(example.hr, 3), self.scale)
-        if example.lr is not None:
+        if example.paired:
             if self.degradation != "bicubic":
                 raise InputError(f"degradation: {example.name} comes with an LR of its own")
             lr = _as_channels(example.lr, 3)

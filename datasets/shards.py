@@ -39,12 +39,14 @@ class Stored(NamedTuple):
         offset: Where in it the record begins, in bytes.
         name: As `Example.name`.
         size: (H, W) of HR.
+        paired: As `Example.paired`.
     """
 
     path: str
     offset: int
     name: str
     size: tuple[int, int]
+    paired: bool
 
     @property
     def picture(self) -> str:
@@ -107,7 +109,7 @@ def record(example: Example, whole: np.ndarray | None = None) -> bytes:
 
     seen = cells(example.hr if whole is None else whole).tobytes()
     parts = [{"name": printable(example.name).encode(), "cells": seen}, {"hr": _encoded(example.hr)}]
-    if example.lr is not None:
+    if example.paired:
         parts.append({"lr": _encoded(example.lr)})
     # Messages in a row are one message; in one alone, the name would stand behind the pictures.
     return b"".join(
@@ -159,7 +161,7 @@ def _index(path):
             after = offset + FRAME + length + 4
             if length < 0 or after > end:
                 raise InputError(f"{path}: damaged, or truncated in the record at byte {offset}")
-            yield Stored(path, offset, *(_known_by(head) or _known_by_all(path, offset)))
+            yield Stored(path, offset, *(_known_by(head, length) or _known_by_all(path, offset)))
             offset = after
 
 
@@ -172,34 +174,42 @@ def _head(file, offset):
 
 
 def _first(head):
-    """Dict of name -> bytes of a record's first message, and what follows; empty where that is not whole."""
-    if len(head) < 3 or head[0] != 0x0A:
-        return {}, b""
-    length, start = head[1], 2  # a number of one or two bytes, the lower seven bits first
-    if length > 127:
-        length, start = (length & 127) + (head[2] << 7), 3
+    """Dict of name -> bytes of a record's first message, and where that ends; empty where it is not whole."""
     try:
-        return _features(head[: start + length]), head[start + length :]
-    except Exception:  # of protobuf
-        return {}, b""
+        end = _end(head, 0)
+        return _features(head[:end]), end
+    except Exception:  # the bytes end, or are none of protobuf's
+        return {}, 0
 
 
-def _known_by(head):
-    """(name, size) of the record that begins so, or None where it is not as `record` makes it."""
-    first, rest = _first(head)
-    key, _, png = rest.partition(PNG)
+def _end(data, start):
+    """Where the message that begins there ends: its tag, its length, seven bits a byte, and its bytes."""
+    if data[start] != 0x0A:
+        raise ValueError("no message of a `tf.train.Example`")
+    length, place = 0, start + 1
+    while True:
+        length |= (data[place] & 127) << 7 * (place - start - 1)
+        place += 1
+        if data[place - 1] < 128:
+            return place + length
+
+
+def _known_by(head, length):
+    """(name, size, paired) of a record that begins so, or None where it is not as `record` makes it."""
+    first, end = _first(head)
+    key, _, png = head[end:].partition(PNG)
     if "name" not in first or b"\x02hr" not in key or png[4:8] != b"IHDR" or len(png) < 16:
         return None
     width, height = struct.unpack(">II", png[8:16])
-    return first["name"].decode(errors="replace"), (height, width)
+    return first["name"].decode(errors="replace"), (height, width), _end(head, end) < length
 
 
 def _known_by_all(path, offset):
-    """(name, size) of any record, which is read whole."""
+    """(name, size, paired) of any record, which is read whole."""
     record = _parsed(path, offset)
     try:
         with Image.open(io.BytesIO(record["hr"])) as image:
-            return record["name"].decode(errors="replace"), image.size[::-1]
+            return record["name"].decode(errors="replace"), image.size[::-1], "lr" in record
     except Exception as error:
         raise _damaged(path, offset, error) from None
 

@@ -86,12 +86,11 @@ class Thumbnails:
         self.names, self.stored, self.cache = [], [], Cache(cache * 2**20)
         pairs, small = [], 0
         for example in examples:
-            stored = isinstance(example, Stored)
-            if (stored or example.lr is None) and side_of(example.size, crop) < size * scale:
+            if not example.paired and side_of(example.size, crop) < size * scale:
                 small += 1
                 continue
             self.names.append(example.name)
-            if stored:
+            if isinstance(example, Stored):
                 self.stored.append(example)
             else:
                 pairs.append(self._made(example))
@@ -106,7 +105,7 @@ class Thumbnails:
     def _made(self, example):
         """(LR, HR) of an example."""
         side = self.size * self.scale
-        if example.lr is None:
+        if not example.paired:
             hr = thumbnail(example.hr, side, self.channels, self.crop)
             lr = imresize(hr, 1 / self.scale)
         else:

@@ -16,7 +16,7 @@ from superres.datasets.catalogue import NAMES, TFDS, load
 from superres.datasets.corners import CORNERS, corner_count, corner_of, in_corner
 from superres.datasets.dead_leaves import dead_leaves
 from superres.datasets.degradations import imresize
-from superres.datasets.pictures import write_picture
+from superres.datasets.pictures import Picture, write_picture
 from superres.datasets.plates import plate
 from superres.errors import InputError
 
@@ -390,3 +390,11 @@ def test_failed_download_says_what_to_fetch(monkeypatch, source):
 def test_files_to_fetch_are_those_that_tensorflow_datasets_looks_for(source):
     told = re.findall(r"\w+\.(?:zip|txt|tgz|mat)\b", TFDS[source][1])
     assert sorted(told) == sorted(info.filename for info in tfds.builder_cls(source).url_infos.values())
+
+
+def test_what_alpha_hides_has_the_colour_of_what_it_shows(tmp_path):
+    y, x = np.mgrid[:24, :24]
+    white = np.where((y - 12) ** 2 + (x - 12) ** 2 < 60, 255, 0).astype("uint8")[..., None]
+    write_picture(tmp_path / "disc.png", Picture(white.repeat(3, -1), white))
+    (example,) = load(tmp_path)
+    assert (example.hr == 255).all()

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from superres import evaluate, upscale
-from superres.datasets.degradations import imresize
+from superres.datasets.degradations import imresize, realworld
 from superres.datasets.pictures import Picture, read_picture, write_picture
 from superres.errors import InputError
 from superres.metrics import quality, report
@@ -65,6 +65,13 @@ def test_missing_model_is_one_line(run_command, folder, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_results_that_are_all_in_place_are_no_mistake(call, model, photo, tmp_path, capsys):
+    (tmp_path / "in" / "out").mkdir(parents=True)
+    write_picture(tmp_path / "in" / "out" / "a_x2.png", photo[:8, :8])
+    call(upscale.main, model, tmp_path / "in", "-o", tmp_path / "in" / "out", "--format", "jpg")
+    assert capsys.readouterr().out.splitlines()[-1] == "0 upscaled, 0 failed"
+
+
 def test_upscale_takes_patterns_and_keeps_names_apart(call, model, folder, tmp_path, capsys):
     twin = tmp_path / "twin" / "a_rgb.png"
     twin.parent.mkdir()
@@ -104,6 +111,47 @@ def test_evaluate_refuses_before_it_measures(call, model, folder, capsys, option
 def test_input_that_stands_for_nothing_is_named(folder):
     with pytest.raises(InputError, match=r"z\*\.png: no such file, folder or pattern"):
         upscale.destinations([str(folder / "z*.png")], "out", 2)
+
+
+def test_evaluate_degrades_as_asked(call, model, photo, tmp_path):
+    hr = photo[:64, :80]
+    (tmp_path / "data").mkdir()
+    write_picture(tmp_path / "data" / "a.png", hr)
+    call(evaluate.main, model, "--data", tmp_path / "data", "--degradation", "realworld", "--json",
+         tmp_path / "result.json")
+    lr = realworld(hr, 2, np.random.default_rng((1, 0)))
+    assert json.loads((tmp_path / "result.json").read_text())["bicubic"]["psnr_y"] == pytest.approx(
+        quality(hr, imresize(lr, 2), 2)["psnr_y"])
+
+
+def test_evaluate_measures_the_test_split_up_to_the_limit(call, model, tmp_path):
+    call(evaluate.main, model, "--data", "plates", "--limit", 2, "--json", tmp_path / "result.json")
+    rows = json.loads((tmp_path / "result.json").read_text())["pictures"]
+    assert [row["name"] for row in rows] == ["plate_2000", "plate_2001"]
+
+
+def test_figures_that_are_no_numbers_are_null(tmp_path):
+    figures = {"mean": {"a": float("nan")}, "pictures": [{"a": float("inf")}]}
+    evaluate._write_json(tmp_path / "a.json", figures)
+    assert json.loads((tmp_path / "a.json").read_text(), parse_constant=pytest.fail) == {
+        "mean": {"a": None}, "pictures": [{"a": None}]}
+
+
+def test_upscale_hands_its_options_on(call, model, folder, tmp_path, monkeypatch):
+    precisions, tiles = [], []
+
+    def spied(file, precision, *rest):
+        precisions.append(precision)
+        network = load(model)
+        upscaled = network.upscale
+        monkeypatch.setattr(network, "upscale", lambda *a, **k: tiles.append(k["tile"]) or upscaled(*a, **k))
+        return network
+
+    monkeypatch.setattr(upscale, "load", spied)
+    monkeypatch.setattr(upscale, "chosen_precision", lambda precision: precision)
+    for options in ((), ("--tile", 8, "--precision", "bfloat16")):
+        call(upscale.main, model, folder / "a_rgb.png", "-o", tmp_path / f"out{len(options)}", *options)
+    assert (precisions, tiles) == (["float32", "bfloat16"], [256, 8])
 
 
 def test_evaluate_writes_figures_and_a_drawing(run_command, model, photo, tmp_path):

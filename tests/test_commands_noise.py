@@ -250,3 +250,14 @@ def test_a_network_without_noise_has_neither(tmp_path):
         if "stochasticity" not in options:
             with pytest.raises(InputError, match=f"{next(iter(options))}: only for networks"):
                 evaluate.main(str(tmp_path / "calm.keras"), **options)
+
+
+def test_evaluate_draws_at_the_temperature_and_from_the_seed(call, network, folder, tmp_path):
+    call(evaluate.main, network, "--data", folder, "--temperature", 0.5, "--seed", 7, "--json",
+         tmp_path / "result.json")
+    loaded = load(network)
+    pairs = list(degraded(evaluate.load(str(folder), "test"), 2, "bicubic"))
+    rows = json.loads((tmp_path / "result.json").read_text())["pictures"]
+    for row, (_, lr, hr) in zip(rows, pairs, strict=True):
+        sr = loaded.upscale(lr, temperature=0.5, seed=7)
+        assert row["psnr_y"] == pytest.approx(quality(hr, sr, 2)["psnr_y"], abs=1e-3)

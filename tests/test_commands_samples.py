@@ -17,7 +17,7 @@ from superres.datasets.pictures import read_picture, write_picture
 from superres.datasets.thumbnails import Thumbnails, thumbnail
 from superres.errors import InputError
 from superres.metrics import consistency, diversity, ms_ssim, psnr, ssim
-from superres.metrics.thumbnails import likelihood, sample_quality
+from superres.metrics.thumbnails import evaluate_thumbnails, likelihood, sample_quality
 from superres.models import upscaler
 from superres.models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
 from superres.models.sampler import Sampler
@@ -312,3 +312,13 @@ def test_samples_are_held_against_lr_and_one_another(three, rng):
     assert found["diversity"] == pytest.approx(np.mean([diversity(drawn[:, i]) for i in range(3)]))
     assert found["consistency"] == pytest.approx(np.mean([
         consistency(lr, sr) for samples in drawn for lr, sr in zip(three.lr, samples, strict=True)]))
+
+
+def test_an_independent_network_is_measured_in_bits_and_as_it_was_asked_to_draw(three):
+    network = upscaler.upscaler(conditioning_network(8, 2, 1, 4, 1, initializer="he_normal"))
+    p = softmax(network.predict_on_batch(three.lr / np.float32(255)))
+    p = np.take_along_axis(p, three.hr[..., None].astype(int), -1)
+    assert likelihood(network, three, batch=2) == {"bits": pytest.approx(-np.log2(p).mean(), rel=1e-4)}
+    _, drawn = evaluate_thumbnails(network, three, samples=2, temperature=3.0, seed=5)
+    expected = Sampler(network, jit_compile=False).sample(three.lr, 3.0, 5, 2)
+    np.testing.assert_array_equal(drawn["network"], expected)

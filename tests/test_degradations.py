@@ -270,3 +270,14 @@ def test_degrading_pictures_needs_no_tensorflow(run_command):
     result = run_command("-c", "import sys, superres.datasets.degradations; "
                          "sys.exit(bool({'tensorflow', 'keras'} & {*sys.modules}))")
     assert (result.returncode, result.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("scale", [(0.5, 0.7), (0.7, 0.5), (2, 0.5)])
+def test_of_two_scales_the_smaller_comes_first(rng, scale):
+    picture = rng.choice([0, 255, 7, 128], (13, 10, 3)).astype("uint8")
+    expected = picture.astype("float64")
+    for axis in sorted((0, 1), key=lambda axis: scale[axis]):
+        expected = np.apply_along_axis(
+            lambda line, s: [min(255, max(0, math.floor(x + 0.5))) for x in matlab_axis(line, s)],
+            axis, expected, scale[axis])
+    np.testing.assert_array_equal(imresize(picture, scale), expected)

@@ -411,6 +411,7 @@ def test_main_exports_and_prints_how_to_start_a_server(models, tmp_path, capsys)
     assert f"-v '{folder}':/models" in printed
     assert "--model_config_file=/models/models.config" in printed
     assert "/v1/models/city:predict" in printed
+    assert """"instances": [{"b64": "'$(base64 -w0 lr.png)'"}]""" in printed
     assert [path.name for path in (folder / "city").iterdir()] == ["1"]
     assert (folder / "city" / "1" / "saved_model.pb").is_file()
     assert not list(folder.rglob("*.keras"))

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from superres import export, push, upscale
+from superres.datasets.degradations import imresize
 from superres.datasets.pictures import read_picture, write_picture
 from superres.errors import InputError
 from superres.models import hub
@@ -210,8 +211,9 @@ def test_a_network_is_pushed_with_its_card_and_loaded_again(
     assert yaml.safe_load(front) == {
         "library_name": "keras", "pipeline_tag": "image-to-image", "license": "mit",
         "tags": ["super-resolution", "image-upscaling", "superres"]}
-    mean = json.loads(files["figures.json"])["mean"]
-    assert f"| this network | {mean['psnr_y']:.2f} | {mean['ssim_y']:.4f} |" in text
+    figures = json.loads(files["figures.json"])
+    for row, part in (("this network", "mean"), ("bicubic interpolation", "bicubic")):
+        assert f"| {row} | {figures[part]['psnr_y']:.2f} | {figures[part]['ssim_y']:.4f} |" in text
     for part in ('load("hf://user/mine")', "nothing at all", "train/lapsrn.py quick", "arxiv.org/abs/1704",
                  f"{network.count_params():,} parameters", f"On `{grain.name}`, LR made by bicubic"):
         assert part in text
@@ -312,6 +314,26 @@ def test_a_dry_run_only_writes(call, server, model, grain, tmp_path, capsys):
     with pytest.raises(SystemExit):
         run(tmp_path / "card")
     assert "card is there already, and not an empty folder" in capsys.readouterr().err
+
+
+def test_the_card_is_of_what_was_asked_for(call, server, model, grain, photo, tmp_path, monkeypatch):
+    given = {}
+
+    def measure(file, data, json_file, figure_file, **options):
+        given.update(options)
+        Path(json_file).write_text('{"mean": {}, "bicubic": {}}')
+        Path(figure_file).touch()
+
+    monkeypatch.setattr(push.evaluate, "main", measure)
+    for side, picture in (("hr", photo), ("lr", imresize(photo, 0.5))):
+        (tmp_path / "pairs" / side).mkdir(parents=True)
+        write_picture(tmp_path / "pairs" / side / "a.png", picture)
+    for data, options, words in ((tmp_path / "pairs", (), "with LR of their own"),
+                                 (grain, ("--degradation", "realworld"), "LR made by random blur kernels")):
+        card = tmp_path / f"card{len(options)}"
+        call(push.main, model, "user/mine", "--licence", "mit", "--data", data, "--dry-run", card, *options)
+        assert words in (card / "README.md").read_text()
+    assert given == {"degradation": "realworld", "crop": None}
 
 
 def test_the_card_of_a_network_that_draws_thumbnails():

@@ -103,3 +103,10 @@ def test_split_warns_of_a_copy_across_its_parts_only(photos, tmp_path, recwarn):
             [(True, True)] * across)
         warned.add(across)
     assert warned == {True, False}
+
+
+@pytest.mark.parametrize("place", [0, 63, 64, 149])
+def test_a_copy_is_found_among_many(rng, photo, place):
+    known = [(str(i), rng.integers(0, 256, (16, 16, 1), "uint8")) for i in range(150)]
+    known.insert(place, ("copy", photo))
+    assert [found[:2] for found in likenesses([("photo", photo)], known)] == [("photo", "copy")]

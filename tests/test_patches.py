@@ -5,7 +5,7 @@ import pytest
 
 from superres.datasets.catalogue import Example
 from superres.datasets.color import luma
-from superres.datasets.degradations import check_pair, imresize, mod_crop, random_kernel, realworld
+from superres.datasets.degradations import check_pair, degraded, imresize, mod_crop, random_kernel, realworld
 from superres.datasets.patches import Patches, check_alignment, split_pictures
 from superres.datasets.pictures import write_picture
 from superres.errors import InputError
@@ -45,6 +45,14 @@ def test_lr_and_hr_patches_show_the_same_place(examples, scale, degradation, aug
     shuffled = [psnr(a, b, 2) for a, b in zip(np.roll(lr, 1, 0), low, strict=True)]
     assert np.median(aligned) > (35 if degradation == "bicubic" else 22)
     assert np.median(aligned) > max(np.median(turned), np.median(shuffled)) + 6
+
+
+def test_every_picture_has_a_kernel_of_its_own_that_none_is_measured_with(examples):
+    same = [Example(str(i), examples[0].hr[:64, :64]) for i in range(3)]
+    lrs = [picture[0] for seed in (0, 1)
+           for picture in Patches(same, 2, 16, 1, degradation="realworld", seed=seed).pictures]
+    lrs += [lr for _, lr, _ in degraded(same, 2, "realworld")]
+    assert len({lr.tobytes() for lr in lrs}) == 9
 
 
 def test_bicubic_patches_are_cut_from_the_picture_that_imresize_makes(examples):
@@ -267,6 +275,11 @@ def test_split_is_disjoint_and_drawn_by_the_seed(folders):
 def test_numbers_of_pictures_are_checked(folders, name, value):
     with pytest.raises(InputError, match=f"{name}_pictures: must be at least [01], not {value}"):
         split_pictures(folders, **{"val": 1, "test": 1, "seed": 0, name: value})
+
+
+def test_no_source_is_an_error():
+    with pytest.raises(InputError, match="data: name folders of pictures, shards, or names of the catalogue"):
+        split_pictures((), 1, 1, 0)
 
 
 @pytest.mark.parametrize("arguments", [{"train": 5}, {"val": 5}])

@@ -835,3 +835,21 @@ def test_no_memory_is_an_input_error(tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "decode", decode)
     with pytest.raises(InputError, match=r"a\.png: too large for the memory"):
         read_picture(tmp_path / "a.png")
+
+
+def test_a_grey_tiff_of_12_bits(tmp_path):
+    values = RNG.integers(0, 4096, (3, 4))
+    data = b"".join(bytes([a >> 4, (a & 15) << 4 | b >> 8, b & 255])
+                    for a, b in values.reshape(-1, 2).tolist())
+    tags = [(256, 4, 4), (257, 4, 3), (258, 3, 12), (259, 3, 1), (262, 3, 1), (273, 4, 122), (277, 3, 1),
+            (278, 4, 3), (279, 4, len(data))]  # the data stand at 122 = 8 + 2 + 9 * 12 + 4
+    (tmp_path / "a.tif").write_bytes(
+        b"II*\0" + struct.pack("<IH", 8, 9)
+        + b"".join(struct.pack("<HHII", tag, kind, 1, value) for tag, kind, value in tags) + bytes(4) + data)
+    np.testing.assert_allclose(read_picture(tmp_path / "a.tif", 16).pixels[..., 0], values / 4095, atol=1e-6)
+
+
+def test_metadata_that_a_jpeg_cannot_hold_is_left_out_and_said(tmp_path):
+    with pytest.warns(UserWarning, match=r"a\.jpg: XMP of 70007 bytes is too long for a JPEG: left out"):
+        write_picture(tmp_path / "a.jpg", Picture(RGB, None, Info(xmp=b"<x>" + b" " * 70000 + b"</x>")))
+    assert read_picture(tmp_path / "a.jpg").pixels.shape == RGB.shape

@@ -156,6 +156,15 @@ def test_pictures_of_several_folders_keep_apart(pictures, tmp_path, run, photo):
     assert names == ["more/0", *(f"pictures/{name}" for name in ("0", "1", "2", "3", "below/0", "grey"))]
 
 
+def test_no_two_pictures_have_one_name(tmp_path, photo):
+    for path in ("a/train/1.png", "a/train/1.jpg", "a/train/2.png", "b/train/1.png"):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        write_picture(tmp_path / path, photo[:16, :16])
+    named = prepare.named_files((tmp_path / "a" / "train", tmp_path / "b" / "train", tmp_path / "a"))
+    assert [name for name, _ in named] == ["a/train/1.jpg", "a/train/1.png", "a/train/2", "b/train/1"]
+    assert [name for name, _ in prepare.named_files((tmp_path / "b",))] == ["train/1"]
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (("in",), "in: no such folder"),
     (("pictures", "--crop", "30"), "crop: must be a multiple of 8, not 30"),

@@ -1,5 +1,6 @@
 """A run's folder: damaged, full, read-only, in use; nothing is lost, and one line says what is wrong."""
 
+import dataclasses
 import os
 import re
 import resource
@@ -312,3 +313,18 @@ def test_tensorboards_files_are_files_too(tmp_path, limited):
         tf.summary.create_file_writer(str(folder))
     with pytest.raises(tf.errors.ResourceExhaustedError), loop._written_by_tensorflow(tmp_path / "board"):
         raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating a tensor")
+
+
+@pytest.mark.parametrize("changes", [{"folder": "x"}, {"replicas": 2}, {"workers": ("a:1", "b:1")},
+                                     {"cache": 1}, {"precision": "mixed_bfloat16"}], ids=str)
+def test_what_another_machine_may_change_does_not_stop_a_run(make, run, changes):
+    settings = make(run)
+    settings.run = dataclasses.replace(settings.run, **changes)
+    files.keep_settings(run / "settings.yaml", settings, settings.run.precision, begun=True)
+
+
+def test_a_run_goes_on_with_a_setting_that_it_does_not_know(make, run):
+    text = (run / "settings.yaml").read_text()
+    (run / "settings.yaml").write_text(text.replace("ema: 0.0\n", ""))
+    assert (run / "settings.yaml").read_text() != text
+    files.keep_settings(run / "settings.yaml", make(run), "float32", begun=True)

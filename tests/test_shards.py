@@ -128,6 +128,17 @@ def test_given_lr_pictures_are_used_and_checked(photos, tmp_path):
         Patches(stored([write(tmp_path / "shifted.tfrecord", shifted)]), 2, 16, 4)
 
 
+@pytest.mark.parametrize("crop", ["centre", "face"])
+def test_pairs_of_shards_are_kept_as_those_in_memory_are(rng, tmp_path, crop):
+    hr, lr = rng.integers(0, 256, (32, 32, 3), "uint8"), rng.integers(0, 256, (8, 8, 3), "uint8")
+    (kept,) = stored([write(tmp_path / "pair.tfrecord", [Example("pair", hr, lr)])])
+    (alone,) = stored([write(tmp_path / "alone.tfrecord", [Example("alone", hr)])])
+    assert (kept.paired, alone.paired) == (True, False)
+    for pairs in (Thumbnails(some, 8, 4, crop=crop, batch=1) for some in ([Example("pair", hr, lr)], [kept])):
+        for batch, expected in zip(pairs.batch_number(0), (lr, hr), strict=True):
+            np.testing.assert_array_equal(batch[0] * 255, expected)
+
+
 def test_the_cache_keeps_what_was_used_last_within_its_bytes():
     cache, made = Cache(250), []
 

@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import threading
@@ -32,7 +33,16 @@ from superres.datasets.pictures import write_picture
 from superres.datasets.thumbnails import Thumbnails
 from superres.errors import InputError
 from superres.metrics.image import ms_ssim, psnr, ssim
-from superres.metrics.study import COLUMNS, SIDES, Study, careless, read_answers, wilson
+from superres.metrics.study import (
+    COLUMNS,
+    SIDES,
+    Study,
+    careless,
+    pictures_figure,
+    read_answers,
+    shares_figure,
+    wilson,
+)
 from superres.models import engine
 from superres.models.lapsrn import lapsrn
 from superres.models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
@@ -418,7 +428,7 @@ def rate(made, rater, fooled_by):
     answers = study.Answers(made.folder / "answers.csv")
     for number, question in enumerate(made.questions(rater)):
         side = SIDES[(question.truth == "left") == bool(fooled_by(question))]
-        answers.add(number, rater, question, side, 500 + number, 1000)
+        answers.add(number, rater, question, side, 500 + number**2, 1000)
 
 
 def test_the_report_counts_who_was_fooled_and_leaves_the_careless_out(made, tmp_path, capsys):
@@ -445,6 +455,8 @@ def test_the_report_counts_who_was_fooled_and_leaves_the_careless_out(made, tmp_
     assert (f"| {100 * even / counts['lapsrn-x4']:.1f} | {100 * low:.1f} to {100 * high:.1f} | "
             f"{counts['lapsrn-x4']} |") in out
     assert "3 raters, 75 answers; left out: 1 raters who failed more than 20 % of the golden" in out
+    took = [500 + n**2 for plan in plans for n, question in enumerate(plan) if question.kind == "asked"]
+    assert f"Medians: {statistics.median(took):.0f} ms to answer, shown for 1000 ms." in out
     assert (tmp_path / "report" / "table.md").read_text().strip() in out
     for figure in ("shares.png", "pictures.png"):
         assert Image.open(tmp_path / "report" / figure).size[0] > 500
@@ -683,3 +695,19 @@ def test_an_answer_that_is_lost_on_its_way_is_sent_again(made, served, visit):
     assert [row["question"] for row in stored(made)] == [0]
     assert len(visit.faults) == 2
     visit.faults.clear()
+
+
+def test_the_figures_show_what_was_answered(made):
+    names = [picture["name"] for picture in made.pictures[:4]]
+    answers = [{"method": "bicubic", "picture": name, "fooled": int(k < i)}
+               for i, name in enumerate(names) for k in range(3)]
+    figure = pictures_figure(made, answers, 2)
+    assert [at.get_title(loc="left") for at in figure.axes[::2]] == [
+        f"bicubic fooled {word}: true, made" for word in ("most", "least")]
+    assert [at.get_xlabel() for at in figure.axes] == ["3 of 3", "2 of 3", "0 of 3", "1 of 3"]
+    rows = [{"method": "a", "answers": 4, "share": 0.25, "low": 0.1, "high": 0.5},
+            {"method": "b", "answers": 4, "share": 0.5, "low": 0.3, "high": 0.8}]
+    (axes,) = shares_figure(rows).axes
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["a", "b"]
+    np.testing.assert_allclose(axes.lines[0].get_xdata(), [25, 50])
+    np.testing.assert_allclose(axes.collections[0].get_segments(), [[[10, 0], [50, 0]], [[30, 1], [80, 1]]])

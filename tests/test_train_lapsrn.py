@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from test_train import STEPS, rows, weights
 
+from superres.datasets.degradations import degraded
 from superres.datasets.patches import Patches, split_pictures
 from superres.datasets.pictures import write_picture
 from superres.errors import InputError, check_range
@@ -210,3 +211,27 @@ def test_every_preset_makes_a_trainer(name):
 def test_cosine_schedule_ends_at_zero(tiny):
     schedule = trainer(tiny()).optimizer._learning_rate
     assert [float(schedule(step)) for step in (0, 3 * STEPS)] == pytest.approx([1e-3, 0])
+
+
+@pytest.mark.parametrize("levels", ["all", "last"])
+def test_the_data_are_those_of_the_settings(tiny, monkeypatch, levels):
+    settings = tiny(scale=4, levels=levels, degradation="realworld", patch=6, train_pictures=2,
+                    test_pictures=2)
+    settings.run.seed, given = 5, {}
+    monkeypatch.setattr("superres.train.lapsrn.fit", lambda *arguments, **named: given.update(
+        named, batches=arguments[2], pairs=arguments[3].pairs))
+    main("quick", settings)
+    train, val, test = split_pictures(settings.data, 1, 2, 5, 2)
+    wanted = Patches(train, 4, 6, 4, channels=1, degradation="realworld", pyramid=levels == "all", seed=5)
+    batches = (keras.tree.flatten(patches.batch_number(3)) for patches in (given["batches"], wanted))
+    for one, two in zip(*batches, strict=True):
+        np.testing.assert_array_equal(one, two)
+    ((_, lr, _),) = degraded(val, 4, "realworld")
+    np.testing.assert_array_equal(given["pairs"][0][1], lr)
+    assert given["held_out"] == [example.name for example in val + test]
+
+
+@pytest.mark.parametrize(("skip_every", "skips"), [(0, 1), (2, 3)])
+def test_skips_are_those_of_the_settings(tiny, skip_every, skips):
+    layers = trainer(tiny(depth=(6,), skip_every=skip_every)).network.layers
+    assert sum("_skip" in layer.name for layer in layers) == skips

@@ -15,6 +15,7 @@ from test_sampler import softmax
 from superres.datasets import catalogue
 from superres.datasets.catalogue import load
 from superres.datasets.pictures import read_picture, write_picture
+from superres.datasets.thumbnails import Thumbnails
 from superres.errors import InputError
 from superres.layers import SPADEResBlock
 from superres.train.loop import RunSettings
@@ -312,3 +313,24 @@ def test_bad_numbers_of_the_data_are_an_error(settings, folder, name, value):
 def test_data_that_does_not_exist_is_named(settings):
     with pytest.raises(InputError, match="nowhere: neither a folder nor a known name"):
         main("corners", settings(data={"source": ("nowhere",)}))
+
+
+@pytest.mark.parametrize("crop", ["centre", "face"])
+def test_the_square_and_the_seed_are_those_asked_for(settings, folder, crop):
+    asked = settings(data={"source": (str(folder),), "held_out": 3, "val_pictures": 2, "crop": crop})
+    asked.run.seed = 7
+    found = split_thumbnails(asked)[0]
+    wanted = Thumbnails(load(folder, "train", held_out=3), 8, 2, channels=1, crop=crop, batch=4, seed=7)
+    for one, two in zip(found.batch_number(1), wanted.batch_number(1), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_the_trainer_is_built_as_the_settings_say(settings):
+    model = trainer(settings(norm="spade", hidden=3, spectral=False, conditioning_weight=(0.9, 0.3),
+                             conditioning_steps=8))
+    assert model.weight == (0.9, 0.3, 8)
+    optimizer = model.optimizer
+    assert (optimizer.rho, optimizer.momentum, optimizer.epsilon) == (0.95, 0.9, 1e-8)
+    blocks = [layer for layer in model.network.get_layer("conditioning").layers
+              if isinstance(layer, SPADEResBlock)]
+    assert {type(block.conv_0) for block in blocks} == {keras.layers.Conv2D}

@@ -3,6 +3,7 @@
 import dataclasses
 from contextlib import contextmanager
 from functools import partial
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -11,15 +12,18 @@ import tensorflow as tf
 
 import superres.train.srgan as script
 from superres.command_line import command
+from superres.datasets.degradations import imresize
 from superres.datasets.patches import Patches, split_pictures
+from superres.datasets.pictures import contact_sheet, read_picture
 from superres.errors import InputError
 from superres.layers import SpectralConv2D
 from superres.losses import Fidelity, Perceptual, total_variation
 from superres.models.lapsrn import lapsrn
 from superres.models.srgan import discriminator, generator
-from superres.train.gan import GANValidation
+from superres.train.gan import GANValidation, TrainingSamples
 from superres.train.loop import RunSettings
 from superres.train.srgan import PRESETS, Settings, TwoPhases, main, schedules, trainer
+from superres.train.validation import panels
 
 TERMS = ("pixel", "vgg", "adversarial", "variation", "fidelity", "grid")
 ADVERSARIAL = {"adversarial_loss": "relativistic", "adversarial": 0.1, "pixel_loss": "l1", "variation": 0.01,
@@ -149,6 +153,7 @@ def test_the_penalty_is_the_discriminator_s_alone(make):
 def test_a_discriminator_of_bounded_kernels_plays(make):
     model, batch = adversarial_step_of(make(**ADVERSARIAL, r1=0.5, norm="spectral"))
     layers = [layer for layer in model.discriminator.layers if isinstance(layer, SpectralConv2D)]
+    assert len(layers) > 1
     (_, old), vectors = trained(model), [np.array(layer.u) for layer in layers]
     assert float(model.train_step(batch)["discriminator_gradient"]) > 0
     assert sum(changed(old, trained(model)[1])) >= len(layers)
@@ -222,7 +227,7 @@ def assert_like_float32(precision, adversarial_step):
             optimizer.build(model.network.trainable_variables if optimizer is optimizers[0] else
                             model.discriminator.trainable_variables)
             if policy == "mixed_float16":
-                optimizer.dynamic_scale.assign(2.0**6)
+                optimizer.dynamic_scale.assign(2.0**6 if optimizer is model.optimizer else 2.0**5)
         shown[policy] = {key: float(value) for key, value in model.train_step(batch).items()}
         assert [int(optimizer.iterations.numpy()) for optimizer in optimizers] == [1, 1]
     for key, value in shown["float32"].items():
@@ -271,6 +276,24 @@ def test_the_schedule_comes_back_from_its_config(make, schedule):
     assert [float(again(step)) for step in range(12)] == [float(rate(step)) for step in range(12)]
 
 
+@pytest.mark.parametrize(("norm", "prelu", "scale", "activated"), [
+    ("batch", "scalar", "paper", True), ("spectral", "channel", "relative", False)])
+def test_the_trainer_is_built_as_the_settings_say(make, vgg, rng, norm, prelu, scale, activated):
+    model = trainer(make(norm=norm, prelu=prelu, vgg_scale=scale, vgg_activated=activated, beta_2=0.5,
+                         initial="interpolation", **vgg))
+    kinds = {type(layer) for layer in model.discriminator.layers}
+    assert (SpectralConv2D in kinds) == (norm == "spectral") != (keras.layers.BatchNormalization in kinds)
+    slopes = {tuple(layer.alpha.shape) for layer in model.network.layers
+              if isinstance(layer, keras.layers.PReLU)}
+    assert slopes == {(1, 1, 1 if prelu == "scalar" else 6)}
+    assert model.optimizer.beta_2 == model.discriminator_optimizer.beta_2 == 0.5
+    hr, sr = rng.random((2, 2, 16, 16, 3), "float32")
+    wanted = Perceptual(vgg["vgg_layer"], vgg["vgg_weights"], scale=scale, activated=activated)
+    np.testing.assert_allclose(model.terms["vgg"][1](None, hr, sr, (hr, sr)), wanted.call(hr, sr), rtol=1e-5)
+    flat = np.array(model.network(np.full((1, 24, 24, 3), 0.7, "float32")))[0, 8:-8, 8:-8]
+    np.testing.assert_allclose(flat, 0.5 + 0.5 * np.tanh(1.2 * 0.4), atol=1e-5)
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_presets_make_trainers_and_hold_the_papers_numbers(make, vgg, name):
     settings = PRESETS[name][1]
@@ -294,7 +317,7 @@ def test_presets_make_trainers_and_hold_the_papers_numbers(make, vgg, name):
     ("improved-x2", ["--vgg", "0", "--epochs", "6"], [16, 17, 19, 20, 22]),
     ("quick", ["--warm-up", "0", "--scratch"], [1, 2]),
     ("quick", ["--warm-up", "0", "--start", "network.keras"], [1, 2]),
-    ("quick", ["--warm-up", "0", "--epochs", "0"], []),
+    ("quick", ["--warm-up", "1", "--epochs", "0"], []),
     ("quick", ["--warm-up", "0"], None),
 ])
 def test_snapshots_and_a_game_from_scratch_on_the_command_line(grain, monkeypatch, capsys, preset, arguments,
@@ -328,6 +351,7 @@ def test_snapshots_and_a_game_from_scratch_on_the_command_line(grain, monkeypatc
     ({"crop": 4, "shift": True}, "crop: must be at least 6, not 4"),
     *(({"ema": ema}, f"ema: must be at least 0 and below 1, not {ema}") for ema in (1.0, -0.1)),
     ({"start": "none.keras"}, r"none\.keras: no such model file"),
+    ({"warm_up": 0, "epochs": 0}, "warm_up, epochs: nothing to train, both are 0"),
     ({"vgg": 1.0, "vgg_layer": "block9_conv1"}, "VGG19 has no layer block9_conv1"),
     ({"vgg": 1.0, "vgg_weights": "none.npz"}, r"none\.npz: no such file of VGG19 weights"),
     ({"vgg": 1.0}, r"VGG19's ImageNet weights cannot be downloaded \(.*offline.*\); give the file vgg19"),
@@ -353,3 +377,28 @@ def test_a_generator_starts_from_another_as_far_as_they_are_alike(make, tmp_path
             assert not any(changed(layer.get_weights(), source.get_layer(layer.name).get_weights()))
     with pytest.raises(InputError, match="start: the network has no layer in common with srgan_x2"):
         trainer(make(start=str(tmp_path / "other.keras")))
+
+
+def test_samples_are_of_the_weights_of_the_moment(tmp_path, rng):
+    hr = rng.integers(0, 256, (48, 48, 3), "uint8")
+    lr, model = imresize(hr, 0.5), SimpleNamespace(network=generator(2, blocks=1, filters=4))
+    samples = TrainingSamples(tmp_path, [("a", lr, hr)], 2)
+    samples.set_model(model)
+    samples.set_params({"steps": 3})
+    samples.on_train_begin()
+    samples.on_epoch_begin(1)
+    for batch in range(3):
+        model.network.set_weights([w + 0.05 for w in model.network.get_weights()])
+        samples.on_train_batch_end(batch)
+    assert {path.name for path in (tmp_path / "samples").iterdir()} == {"step_000004.png", "step_000006.png"}
+    row = [lr.repeat(2, 0).repeat(2, 1), imresize(lr, 2), model.network.upscale(lr), hr]
+    np.testing.assert_array_equal(read_picture(tmp_path / "samples" / "step_000006.png").pixels,
+                                  contact_sheet([row]))
+
+
+def test_panels_are_one_central_square(rng):
+    hr = rng.integers(0, 256, (12, 20, 3), "uint8")
+    lr = imresize(hr, 0.5)
+    for found, whole in zip(panels(lr, 255 - hr, hr, 8),
+                            (lr.repeat(2, 0).repeat(2, 1), imresize(lr, 2), 255 - hr, hr), strict=True):
+        np.testing.assert_array_equal(found, whole[2:10, 6:14])

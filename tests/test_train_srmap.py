@@ -18,6 +18,7 @@ from superres import command_line
 from superres.datasets.patches import split_pictures
 from superres.datasets.pictures import read_picture
 from superres.errors import InputError
+from superres.layers import NoiseInjection
 from superres.losses import Fidelity, energy_score, relativistic
 from superres.models.srmap import SIZES, generator
 from superres.models.upscaler import load
@@ -359,3 +360,23 @@ def test_adversarial_training_needs_a_start(make, grain, monkeypatch, capsys, ar
             "error: start: adversarial training does not converge from scratch (report, section 3): first "
             f"train/srmap.py pretrain-l1 --data {grain} --scale 2 --size reduced, "
             "then --start runs/srmap/pretrain-l1/model.keras; or --scratch"]
+
+
+def test_the_trainer_is_built_as_the_settings_say(make):
+    model = trainer(make(**{**ADVERSARIAL, "ema": 0.75}, consistent=True, noise_cell=4))
+    kinds = [type(layer).__name__ for layer in model.network.layers]
+    assert kinds.count("ConsistentPicture") == 1
+    assert {(layer.factor, layer.cell) for layer in model.network.layers
+            if isinstance(layer, NoiseInjection)} == {(1, 4), (2, 1)}
+    assert (model.optimizer.use_ema, model.optimizer.ema_momentum) == (True, 0.75)
+    assert not model.discriminator_optimizer.use_ema
+    assert [tensor._keras_history.operation.name for tensor in model.perceptual.features.outputs] == [
+        "block1_conv2", "block2_conv2", "block3_conv1"]
+
+
+@pytest.mark.parametrize(("adversarial", "key"), [(1.0, "epoch"), (0.0, "val_psnr_y")])
+def test_of_a_game_the_last_epoch_counts_and_of_pretraining_the_best(make, monkeypatch, adversarial, key):
+    given = []
+    monkeypatch.setattr(script, "fit", lambda *arguments, **named: given.append(arguments[3]))
+    main("reported", make(adversarial=adversarial, l1=1.0))
+    assert given[0].key == key

@@ -12,8 +12,11 @@ import yaml
 from test_train import STEPS, assert_same_run, at_step, interrupt, rows, weights
 
 import superres.train.lapsrn as script
-from superres.datasets.patches import Patches
+from superres.datasets.degradations import degraded
+from superres.datasets.patches import Patches, split_pictures
 from superres.errors import InputError
+from superres.metrics.report import evaluate
+from superres.models.upscaler import load
 from superres.train.lapsrn import main
 from superres.train.log import Log
 from superres.train.loop import Keeper, RunSettings, _duration
@@ -251,3 +254,48 @@ def test_log_can_be_cut_back(tmp_path):
     assert again.is_best()
     assert not again.stale(1)
     assert os.listdir(tmp_path) == ["log.csv"]
+
+
+def test_averages_are_saved_and_do_not_change_the_training(tiny, tmp_path, monkeypatch):
+    passed = []
+    monkeypatch.setattr(Keeper, "on_train_batch_end", lambda self, batch, logs=None: passed.append(
+        [np.array(v) for v in self.network.trainable_variables]))
+    for ema in (0.0, 0.9):
+        main("quick", tiny(str(ema), ema=ema))
+    half = len(passed) // 2
+    for plain, averaged in zip(passed[:half], passed[half:], strict=True):
+        for one, two in zip(plain, averaged, strict=True):
+            np.testing.assert_array_equal(one, two)
+    average = passed[0]
+    for step in passed[1:half]:
+        average = [0.9 * a + 0.1 * b for a, b in zip(average, step, strict=True)]
+    for one, two in zip(weights(tmp_path / "0.9"), average, strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-4, atol=1e-7)
+
+
+def test_another_seed_starts_from_other_weights(tiny, tmp_path):
+    for seed in (0, 1):
+        settings = tiny(str(seed), epochs=1, steps=1, learning_rate=0.0, initial="glorot")
+        settings.run.seed = seed
+        main("quick", settings)
+    assert any((a != b).any() for a, b in zip(weights(tmp_path / "0"), weights(tmp_path / "1"), strict=True))
+
+
+def test_the_log_and_the_table_have_the_right_figures(tiny, tmp_path, monkeypatch, capsys):
+    settings = tiny(val_pictures=2, epochs=1)
+    _, *held_out = split_pictures(settings.data, 2, 1, 0)
+    val, test = (list(degraded(part, 2, "bicubic")) for part in held_out)
+    main("quick", settings)
+    score = evaluate(load(tmp_path / "run" / "last.keras"), val)["mean"]["psnr_y"]
+    assert float(rows(tmp_path / "run")[0]["val_psnr_y"]) == pytest.approx(score, rel=1e-4)
+
+    scores = iter([30.0, 30.0, 20.0, 20.0])  # of two epochs, the first is the best
+    monkeypatch.setattr("superres.train.validation.quality",
+                        lambda *pair: {"psnr_y": next(scores), "ssim_y": 0.5})
+    main("quick", tiny("two", val_pictures=2, epochs=2, learning_rate=0.1))
+    *_, first, _, mean, bicubic = capsys.readouterr().out.splitlines()
+    ((name, *_),) = test
+    result = evaluate(load(tmp_path / "two" / "model.keras"), test)
+    assert first.split()[:2] == [name, "network"]
+    assert mean.split()[:3] == ["mean", "network", f"{result['mean']['psnr_y']:.2f}"]
+    assert bicubic.split()[:2] == ["bicubic", f"{result['bicubic']['psnr_y']:.2f}"]

@@ -22,6 +22,7 @@ from PIL import Image
 
 from superres import upscale, upscale_beam
 from superres.datasets.pictures import Picture, read_frames, write_frames, write_picture
+from superres.models.lapsrn import lapsrn
 from superres.models.srmap import generator
 
 
@@ -173,6 +174,15 @@ def test_options_are_those_of_upscale_py(beam, draw, folder, tmp_path):
     assert beam(network, folder / "colour.p*", tmp_path / "out", *options)[0] == 0
     assert_same_pictures(tmp_path / "expected", tmp_path / "out")
     assert contents(tmp_path / "out").keys() == {"colour_big_1.webp", "colour_big_2.webp"}
+
+
+def test_the_mean_over_turns_is_upscale_py_s(beam, draw, folder, tmp_path, randomize):
+    randomize(lapsrn(2, filters=4, depth=1)).save(network := tmp_path / "any.keras")
+    once = draw(network, folder / "colour.png", out="once")
+    mean = draw(network, folder / "colour.png", "--ensemble", out="expected")
+    assert (once["colour_x2.png"] != mean["colour_x2.png"]).any()
+    assert beam(network, folder / "colour.p*", tmp_path / "out", "--ensemble")[0] == 0
+    assert_same_pictures(tmp_path / "expected", tmp_path / "out")
 
 
 def test_other_file_systems_and_results_among_the_pictures(beam, run, model, folder, tmp_path):

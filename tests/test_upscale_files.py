@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import ROOT
 from PIL import Image, ImageCms
 
 from superres import upscale
@@ -170,6 +171,7 @@ def test_a_name_that_begins_with_a_dash_gets_a_hint(run, tmp_path, monkeypatch, 
     (("--depth", 16, "--format", "jpg"), "--depth: 16 bits go into png and tiff, not jpg"),
     (("--size", "20"), "--size: must be WIDTHxHEIGHT, such as 1920x1080, not 20"),
     (("--size", "0x20"), "--size: must be WIDTHxHEIGHT"),
+    (("--size", "20x00"), "--size: must be WIDTHxHEIGHT"),
     (("--size", "20x20", "--scale", 2), "--size, --scale: give one of them"),
     (("--scale", 3), "--scale: must be above 0 and at most the network's, 2, not 3"),
     (("--overwrite", "--skip-existing"), "--overwrite, --skip-existing: give one of them"),
@@ -294,6 +296,15 @@ def test_list_shows_every_network_that_is_shipped(run_command):
     heading, *lines = result.stdout.splitlines()
     assert heading.split() == ["network", "scale", "for", "figure"]
     assert sorted(line.split()[0] for line in lines) == sorted(path.stem for path in WEIGHTS.glob("*.keras"))
+
+
+def test_who_reads_the_list_may_go():
+    reading, writing = os.pipe()
+    os.close(reading)
+    result = subprocess.run([sys.executable, "upscale.py", "--list"], cwd=ROOT, stdout=writing,
+                            stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (result.returncode, result.stderr) == (141, "")
 
 
 def test_a_name_need_not_be_utf8(run_command, model, tmp_path):

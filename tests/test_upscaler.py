@@ -1,6 +1,8 @@
 """models/upscaler.py: from any LR image to its SR image."""
 
 import functools
+import itertools
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -11,7 +13,7 @@ from superres.datasets.color import grey_to_y, rgb_to_ycbcr, y_to_grey
 from superres.datasets.degradations import imresize
 from superres.datasets.pictures import to_float, to_uint8
 from superres.errors import InputError
-from superres.metrics import psnr
+from superres.metrics import psnr, report
 from superres.models import upscaler as module
 from superres.models.lapsrn import lapsrn
 from superres.models.pixel_recursive import conditioning_network, pixel_recursive, prior_network
@@ -389,3 +391,22 @@ def test_a_shipped_network_s_graph_computes_what_single_operations_do(name, rng)
     for single, graph in zip(*map(keras.tree.flatten, results), strict=True):
         scale = np.abs(single).max()
         np.testing.assert_allclose(graph, single, rtol=1e-3, atol=1e-3 * scale)
+
+
+def test_large_images_are_tiled_where_they_can_be():
+    network, large = lapsrn(2, filters=4, depth=1), np.zeros((10, 257, 3))
+    assert (network.tile_for(large), network.tile_for(large[:, :256])) == (256, None)
+    x = inputs = keras.Input((None, None, 1))
+    x = keras.layers.UpSampling2D(2)(x)
+    whole = upscaler(keras.Model(inputs, x + keras.ops.mean(x, axis=(1, 2), keepdims=True)))
+    assert whole.tile_for(large) is None
+
+
+def test_speed_is_hr_s_megapixels_by_the_seconds_of_all(rng, monkeypatch):
+    clock = SimpleNamespace(perf_counter=itertools.count().__next__)  # a second a call
+    monkeypatch.setattr(report, "time", clock)
+    pictures = [rng.integers(0, 256, size, "uint8") for size in ((40, 30, 3), (20, 10, 3))]
+    pairs = [("", imresize(hr, 0.5), hr) for hr in pictures]
+    result = report.evaluate(lapsrn(2, filters=4, depth=1), pairs)
+    assert result["mean"]["seconds"] == 1
+    assert result["mean"]["mpixel_per_second"] == pytest.approx((1200 + 200) / 1e6 / 2)

@@ -16,6 +16,7 @@ from superres.datasets import video
 from superres.datasets.pictures import Picture, write_picture
 from superres.datasets.video import result_suffix, write_video
 from superres.errors import InputError
+from superres.models.lapsrn import lapsrn
 from superres.models.srmap import generator
 from superres.models.upscaler import load
 
@@ -476,3 +477,33 @@ def test_without_the_library_a_line_says_what_to_install(run, tmp_path, monkeypa
     assert err == [f"failed: {clip}: videos need PyAV, which is not installed: pip install av"]
     with pytest.raises(InputError, match="PyAV"):
         write_video(tmp_path / "b.mp4", clip, doubled, "test")
+
+
+def test_a_large_clip_that_says_nothing_of_its_colours_is_of_bt709(tmp_path):
+    clip = make(tmp_path / "clip.mp4", frames=[np.full((720, 1280, 3), (200, 30, 90), "uint8")])
+    with av.open(str(converted(clip, lambda lr: Picture(PICTURE)))) as output:
+        assert output.streams.video[0].codec_context.colorspace == 1
+
+
+@pytest.mark.parametrize(("quality", "factor"), [(None, b"crf=16.0"), (96, b"crf=2.0")])
+def test_quality_is_x264_s_rate_factor(tmp_path, quality, factor):  # x264 writes its settings into the stream
+    assert factor in converted(make(tmp_path / "clip.mp4"), quality=quality).read_bytes()
+
+
+def test_pixels_that_are_not_square_keep_the_picture_s_shape(tmp_path):
+    clip = make(tmp_path / "clip.mp4", frames=[PICTURE], sample_aspect_ratio=Fraction(4, 3))
+    result = converted(clip, lambda lr: Picture(np.zeros((32, 64, 3), "uint8")))
+    with av.open(str(result)) as output:  # 4 / 3 * 32 / 24 = x * 64 / 32
+        assert output.streams.video[0].sample_aspect_ratio == Fraction(8, 9)
+
+
+def test_segments_are_told_apart_by_all_that_makes_them(call, model, tmp_path, randomize, monkeypatch):
+    made = []
+    monkeypatch.setattr(upscale, "write_video", lambda *arguments: made.append(arguments[3]))
+    randomize(lapsrn(2, filters=4, depth=1)).save(other := tmp_path / "other.keras")
+    clip = make(tmp_path / "clip.mp4", frames=[PICTURE])
+    for network, *options in ((model,), (other,), (model, "--blend", 0.5, "--blend-with", other),
+                              (model, "--scale", 1.5), (model, "--size", "40x20"), (model, "--ensemble"),
+                              (model, "--precision", "bfloat16")):
+        call(upscale.main, network, clip, "-o", tmp_path / "out", *options)
+    assert len(made) == len(set(made)) == 7

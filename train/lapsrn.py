@@ -37,7 +37,7 @@ class Settings:
     """LapSRN."""
 
     # Data (3.1)
-    data: tuple[str, ...] = ("photos",)
+    data: tuple[str, ...] = ()
     """Where HR pictures come from: folders, shards (FOLDER/*.tfrecord) or names of the catalogue."""
     scale: Literal[2, 4, 8] = 2
     """HR's size over LR's."""
@@ -126,7 +126,8 @@ PRESETS = {
     "improved-x8": ("x8 as shipped: three levels.",
                     dataclasses.replace(IMPROVED_X2, scale=8, patch=16, depth=(16, 4, 4), epochs=40)),
     "quick": ("A small x2 network on photographs that scikit-image ships.",
-              Settings(filters=32, depth=(4,), epochs=5, steps=100, val_pictures=1, test_pictures=0)),
+              Settings(data=("photos",), filters=32, depth=(4,), epochs=5, steps=100, val_pictures=1,
+                       test_pictures=0)),
 }
 
 

@@ -41,7 +41,7 @@ class Settings:
     """SRGAN."""
 
     # Data (2)
-    data: tuple[str, ...] = ("photos",)
+    data: tuple[str, ...] = ()
     """Where HR pictures come from: folders, shards (FOLDER/*.tfrecord) or names of the catalogue."""
     scale: Literal[2, 4, 8] = 4
     """HR's size over LR's."""
@@ -161,8 +161,8 @@ PRESETS = {
     "improved": ("x4: from an interpolation, relativistic, colours held fast, averaged weights.", IMPROVED),
     "improved-x2": ("x2: the same.", IMPROVED_X2),
     "quick": ("A small x2 network on photographs that scikit-image ships, without VGG.",
-              dataclasses.replace(IMPROVED_X2, blocks=2, vgg=0.0, warm_up=10, epochs=2, steps=50, ema=0.99,
-                                  val_pictures=1, test_pictures=0, run=RunSettings())),
+              dataclasses.replace(IMPROVED_X2, data=("photos",), blocks=2, vgg=0.0, warm_up=10, epochs=2,
+                                  steps=50, ema=0.99, val_pictures=1, test_pictures=0, run=RunSettings())),
 }
 
 
@@ -327,6 +327,8 @@ def main(preset: str, settings: Settings) -> None:
     if settings.epochs and not (settings.warm_up or settings.start or settings.scratch):
         raise InputError("warm_up: adversarial training of an untrained generator does not converge; give "
                          "--start a network, or --scratch to try")
+    if not (settings.warm_up or settings.epochs):
+        raise InputError("warm_up, epochs: nothing to train, both are 0")
     settings.run.check()
     distribution = strategy(settings.run.replicas, settings.run.workers)
     train, val, test = split_pictures(settings.data, settings.val_pictures, settings.test_pictures,

@@ -43,7 +43,7 @@ class Settings:
     """SRMAP."""
 
     # Data (3)
-    data: tuple[str, ...] = ("photos",)
+    data: tuple[str, ...] = ()
     """Where HR pictures come from: folders, shards (FOLDER/*.tfrecord) or names of the catalogue."""
     scale: Literal[2, 4] = 4
     """HR's size over LR's."""
@@ -139,8 +139,8 @@ PRESETS = {
     "reported": ("The report's adversarial training.", REPORTED),
     "improved": ("Exactly consistent with LR, and diverse.", IMPROVED),
     "quick": ("Small networks, 100 steps of all losses at once, on photographs that scikit-image ships.",
-              dataclasses.replace(IMPROVED, size="reduced", crop=96, batch=4, l1=200.0, vgg=0.0,
-                                  adversarial=1.0, epochs=4, steps=25, learning_rate=1e-4, ema=0.9,
+              dataclasses.replace(IMPROVED, data=("photos",), size="reduced", crop=96, batch=4, l1=200.0,
+                                  vgg=0.0, adversarial=1.0, epochs=4, steps=25, learning_rate=1e-4, ema=0.9,
                                   val_pictures=1, test_pictures=0, run=RunSettings())),
 }
 

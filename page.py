@@ -36,7 +36,14 @@ except ImportError as error:
 from superres.command_line import command
 from superres.datasets import catalogue
 from superres.datasets.degradations import imresize, imresize_clipped, mod_crop
-from superres.datasets.pictures import Picture, as_image, read_picture, size_of, write_picture
+from superres.datasets.pictures import (
+    Picture,
+    as_image,
+    fill_invisible,
+    read_picture,
+    size_of,
+    write_picture,
+)
 from superres.datasets.thumbnails import thumbnail
 from superres.errors import InputError, check_range
 from superres.models.engine import load
@@ -48,10 +55,11 @@ SAMPLES = 4  # of networks that draw them
 KEPT = 3600  # seconds that a visitor's files are kept
 SHOWN = 384  # pixels that a thumbnail is shown at
 
-# What a network expects, by a part of its name; the first counts.
+# What a network expects, by a part of its name or figure; the first counts.
 EXPECTS = {
-    "realworld": "It expects a photograph with a blur that nobody knows, as cameras and messengers leave "
-                 "it, and takes it away. Pictures shrunk by bicubic interpolation want another network.",
+    "random kernels": "It expects a photograph with a blur that nobody knows, as cameras and messengers "
+                      "leave it, and takes it away. Pictures shrunk by bicubic interpolation want another "
+                      "network.",
     "corners": "It knows nothing but digits of 8 x 8 pixels: take the example.",
     "celeba": "It sees 8 x 8 pixels of the square, and expects a face there as in CelebA's pictures: the "
               "whole of it, in the middle, with some hair. Whatever else it is given, it makes a face of it.",
@@ -141,14 +149,16 @@ def bar(text: str, share: float | None = None) -> str:
     return f"<p>{text}</p><progress {'' if share is None else f'value={share:.3f}'}></progress>"
 
 
-def bad(error: Exception, path: str | None) -> str:
-    """Why there is no result, in one line, without the server's folders."""
+def bad(error: Exception, *folders: Path | str) -> str:
+    """Why there is no result, in one line, without these folders of the server's."""
     if isinstance(error, MemoryError):
         error = "not enough memory for this picture"
     elif not isinstance(error, (InputError, OSError)):
         traceback.print_exception(error)
         error = "an error of the program's own, which its log describes"
-    reason = " ".join(str(error).split()).replace(str(path), Path(path or "").name)
+    reason = " ".join(str(error).split())
+    for folder in filter(None, folders):
+        reason = reason.replace(f"{folder}/", "")
     return f"<p class=bad>{html.escape(reason)}</p>"
 
 
@@ -181,7 +191,7 @@ def upscaled(report: Callable, folder: Path, picture: Picture, stem: str, networ
     lr, factor = picture, 1  # what the network sees, and how much larger than it is a pixel is shown
     if network.lr_size:
         left, top, side = cut(picture.pixels.shape[:2], *square)
-        picture = Picture(picture.pixels[top : top + side, left : left + side])
+        picture = Picture(fill_invisible(picture).pixels[top : top + side, left : left + side])
         lr = Picture(thumbnail(picture.pixels, network.lr_size, network.channels))
         rows = network.lr_size * network.scale
         factor = SHOWN // rows
@@ -241,7 +251,7 @@ def build(folder: Path, megapixels: float) -> gr.Blocks:
         """What there is to know and to choose of a network."""
         scale, what, figure = networks[name]
         recursive, noisy = name.startswith("pixel"), name in ("srmap-x4", "srmap-x4-reported")
-        expects = next(text for part, text in EXPECTS.items() if part in name)
+        expects = next(text for part, text in EXPECTS.items() if part in f"{name} {figure}")
         return [f"**{scale}, {what.replace(', --crop face', '')}.** {expects} {figure and figure + '.'}",
                 gr.update(visible=name in ("srgan-x2", "srgan-x4"), value=0),
                 gr.update(visible=recursive),
@@ -255,7 +265,7 @@ def build(folder: Path, megapixels: float) -> gr.Blocks:
         try:
             image = as_image(opened(path, limit(name))).convert("RGBA")
         except Exception as error:
-            return None, bad(error, path)
+            return None, bad(error, os.path.dirname(path))
         if name.startswith("pixel"):
             left, top, side = cut(image.size[::-1], *square)
             ImageDraw.Draw(image).rectangle((left, top, left + side - 1, top + side - 1), outline="#f97316",
@@ -276,7 +286,7 @@ def build(folder: Path, megapixels: float) -> gr.Blocks:
             except BaseException as error:
                 if isinstance(error, Left):
                     raise
-                report(status=bad(error, path))
+                report(status=bad(error, folder, os.path.dirname(path or "")))
 
         yield {result: None, slider: None, drawing: gr.update(value=None, visible=False),
                files: gr.update(value=None, visible=False)}

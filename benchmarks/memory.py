@@ -64,7 +64,7 @@ def main(
             side = round((size * 1e6) ** 0.5 / scale)
             lr = np.random.default_rng(0).integers(0, 255, (side // 8 + 1, side // 8 + 1, 3), "uint8")
             write_picture(Path(folder, "lr.png"), lr.repeat(8, 0).repeat(8, 1)[:side, :side])
-            seconds, mib = peak([UPSCALE, model, str(Path(folder, "lr.png")), "-o", folder,
+            seconds, mib = peak([UPSCALE, model, str(Path(folder, "lr.png")), "-o", f"{folder}/{size:g}",
                                  "--tile", str(tile), "--precision", precision])
             pixels = 3 * side**2 * (1 + scale**2) / 2**20
             rows.append({

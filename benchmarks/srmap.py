@@ -213,7 +213,7 @@ def inference_engines(size, noise, width, height, chosen=None):
         at = at_precision(network, precision)
         return lambda: at.predict_on_batch(inputs)
 
-    makers = {
+    makers = native({
         "keras float32": lambda: ours("float32"),
         "keras bfloat16": lambda: ours("bfloat16"),
         "torch eager": torch_engine,
@@ -222,7 +222,7 @@ def inference_engines(size, noise, width, height, chosen=None):
         "torch compiled channels_last": lambda: torch_engine(channels_last=True, compiled=True),
         "torch compiled frozen": lambda: torch_engine(compiled=True, frozen=True),
         "torch compiled frozen bfloat16": lambda: torch_engine(compiled=True, frozen=True, autocast=True),
-    }
+    })
     if chosen is None:
         small = lr[:, :32, :32]
         difference = check(network, torch_copy(Generator, network, size, noise=noise),

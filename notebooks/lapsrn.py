@@ -20,7 +20,7 @@
 # and what the shipped networks do.
 #
 # Set `SUPERRES_DATA` to folders of pictures (separated by colons) to run it on your own; without it, it uses the
-# photographs that scikit-image installs. (The trainings below are on T91 and BSDS200.) Set `SUPERRES_VGG` to a file of
+# photographs that scikit-image installs. (The trainings below are on T91 and BSDS200 without Set5's "woman".) Set `SUPERRES_VGG` to a file of
 # VGG19 weights for the section on the perceptual loss. `SUPERRES_QUICK=1` runs everything with a few training steps.
 
 # %%
@@ -246,7 +246,7 @@ else:
 #
 # Each run held out pictures of its own, so that its validation PSNR is drawn beside its best. What is measured is a running
 # average of the weights, which in the first thousands of steps, when they still move fast, lags far behind them. `lapsrn-x2`,
-# which began with interpolation, faltered once, after 7,000 steps at half of the report's rate. All others went on from another
+# which began with interpolation, faltered once, before step 7,000, at half of the report's rate. All others went on from another
 # network; `lapsrn-x4` did so twice.
 
 # %%

@@ -203,11 +203,11 @@ plt.show()
 #
 # The report's failing. Its loss compares pixels with a weight of 0.0041 and otherwise asks the discriminator and VGG,
 # which both see edges better than tones: little holds the mean colour of a smooth region. Its network, after ten epochs of
-# warm-up and its 40 epochs of adversarial training (patches of 64 x 64), is some ten levels off there, and draws a grid of single
+# warm-up and its 40 epochs of adversarial training (patches of 64 x 64), is some twelve levels off there, and draws a grid of single
 # pixels; the discriminator tells every pair by then. Most of that is its warm-up's, which ends too early: from a finished one,
 # the same training ends 3.9 levels off (`REPRODUCTION.md`), with the grid. The shipped network's loss also shrinks SR and compares it with
 # LR. Here is the blurred difference to the truth, times ten, around grey, for the `reported` network and the `improved` one;
-# `colour` in the tables above is its mean over the smoothest quarter of the pixels.
+# `colour error` is its mean over the smoothest quarter of the pixels.
 
 # %%
 rows, errors = [], []

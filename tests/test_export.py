@@ -1,5 +1,6 @@
 """Exported networks: what each signature answers, by each way of loading them."""
 
+import contextlib
 import inspect
 import io
 import shutil
@@ -423,3 +424,24 @@ def test_a_mistake_is_one_line_and_status_2(models, tmp_path):
     process = subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True)
     assert process.returncode == 2
     assert process.stderr == "error: --version: expected a positive integer of 64 bits, found 0\n"
+
+
+def test_main_hands_its_options_on(monkeypatch):
+    given = []
+    monkeypatch.setattr(export, "export", lambda *options: given.append(options) or (Path("f"), "n", False))
+    export.main("m", "f", version=3, precision="bfloat16", name="n", megapixels=0.5)
+    export.main("m", "f", version=3)
+    assert given == [("m", "f", "n", 3, "bfloat16", 0.5), ("m", "f", None, 3, "float32", 4.0)]
+
+
+def test_a_version_that_cannot_be_listed_is_taken_back(models, tmp_path, monkeypatch):
+    @contextlib.contextmanager
+    def full(path):
+        raise OSError("no space left on device")
+        yield
+
+    monkeypatch.setattr(export, "write_saved_model", lambda network, folder, *rest: Path(folder).mkdir())
+    monkeypatch.setattr(export, "whole", full)
+    with pytest.raises(OSError, match="no space"):
+        export.export(models / "x2.keras", tmp_path, "x2", 1)
+    assert not [*(tmp_path / "x2").iterdir()]

@@ -105,6 +105,12 @@ def test_the_improved_network_starts_as_bicubic_interpolation(rng, preset):
             assert all((block == blocks[0]).all() for block in blocks)
 
 
+def test_new_features_have_he_s_spread():
+    network = lapsrn(4, filters=32, depth=1)
+    for name in ("level1_conv1", "level1_up", "level2_conv1"):
+        assert np.std(network.get_layer(name).kernel) == pytest.approx((2 / (9 * 32)) ** 0.5, rel=0.05)
+
+
 @pytest.mark.parametrize("depth", [4, (4, 2)])
 def test_depth_counts_the_convolutions_of_a_level(depth):
     network = lapsrn(4, filters=4, depth=depth)

@@ -1,6 +1,7 @@
 """page.py in a real browser, against the files that upscale.py writes."""
 
 import contextlib
+import inspect
 import io
 import os
 import shutil
@@ -24,9 +25,10 @@ from PIL import Image, ImageCms
 from playwright import sync_api as playwright
 
 from superres import page, upscale
-from superres.datasets.degradations import imresize_clipped
+from superres.datasets.degradations import imresize, imresize_clipped
 from superres.datasets.pictures import Picture, read_picture, write_picture
 from superres.errors import InputError
+from superres.models.images import ImageUpscaler
 
 CHROMIUM = shutil.which(os.environ.get("CHROMIUM", "chromium"))
 in_browser = pytest.mark.skipif(not CHROMIUM, reason="no chromium (apt-get install chromium)")
@@ -324,3 +326,122 @@ def test_every_network_has_its_place(tmp_path):
     assert {network for *_, network in examples} <= names
     assert all(read_picture(path).pixels.size for path, *_ in examples)
     assert page.build(tmp_path / "again", 4)
+
+
+class Bicubic(ImageUpscaler):
+    name, scale, channels = "bicubic", 2, 3
+
+    def reach(self):
+        return 3
+
+    def _run(self, lr, noise=None):
+        return imresize(lr, 2)
+
+
+class Drawing:
+    """A network of one size that draws samples, a function of seed, temperature and rows."""
+
+    lr_size, scale, channels, draws_samples = 8, 2, 3, True
+
+    def sample(self, lr, temperature=1.0, seed=0, samples=1, rows=None):
+        self.seen = lr
+        rng = np.random.default_rng((seed, int(10 * temperature)))
+        sr = rng.integers(0, 256, (samples, 1, 16, 16, 3), "uint8")
+        sr[:, :, 16 if rows is None else rows :] = 128
+        return sr
+
+    def draw(self, picture, samples, crop=None, temperature=None, seed=None):
+        return (Picture(sr[0]) for sr in self.sample(None, temperature, seed, samples))
+
+
+@pytest.fixture
+def blocks(tmp_path, monkeypatch):
+    (tmp_path / "visitors").mkdir()
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "visitors"))
+    monkeypatch.setattr(page, "loaded", lambda *chosen: Bicubic())
+    return page.build(tmp_path / "examples", 4)
+
+
+def function(blocks, name):
+    return next(function.fn for function in blocks.fns.values() if function.name == name)
+
+
+def test_no_result_outlives_its_use(blocks, tmp_path):
+    run, kept = function(blocks, "run"), {*(tmp_path / "visitors").iterdir()}  # of the page itself
+    write_picture(tmp_path / "a.png", np.zeros((20, 600, 3), "uint8"))
+    (tmp_path / "bad.png").write_text("no picture")
+
+    def start(found, name):
+        return run(found, "pixels", str(tmp_path / name), "lapsrn-x2", "float32", 0, 0, 1, 50, 50, 100)
+
+    def found(updates):
+        return [value for update in updates for key, value in update.items()
+                if isinstance(key, page.gr.State) and value]
+
+    (one,) = found(start(None, "a.png"))
+    (two,) = found(start(one, "a.png"))
+    assert {*(tmp_path / "visitors").iterdir()} - kept == {two["folder"]} != {one["folder"]}
+    assert not found(start(two, "bad.png"))
+    assert {*(tmp_path / "visitors").iterdir()} == kept
+    (state,) = [block for block in blocks.blocks.values() if isinstance(block, page.gr.State)]
+    assert (state.time_to_live, blocks.delete_cache) == (3600, (600, 3600))
+    (tmp_path / "gone").mkdir()
+    state.delete_callback({"folder": tmp_path / "gone"})
+    assert not (tmp_path / "gone").exists()
+
+
+def test_the_network_is_loaded_as_chosen(monkeypatch):
+    asked = []
+    monkeypatch.setattr(page, "load", lambda *given: asked.append(given))
+    monkeypatch.setattr(page, "chosen_precision", lambda precision: precision)
+    page.loaded.__wrapped__("srgan-x2", "bfloat16", 0.5)
+    page.loaded.__wrapped__("lapsrn-x2", "float32", 0)
+    assert asked == [("srgan-x2", "bfloat16", "auto", 0.5, "srresnet-x2"),
+                     ("lapsrn-x2", "float32", "auto", 0, "")]
+
+
+def test_a_reason_names_no_folder_and_is_no_markup():
+    assert page.bad(InputError("/tmp/x/a.png: no\n <b>"), "/tmp/x") == "<p class=bad>a.png: no &lt;b&gt;</p>"
+    full = OSError(28, "No space left on device", "/tmp/y/a_x2.png")
+    assert page.bad(full, "/tmp/y", "/tmp/x") == (
+        "<p class=bad>[Errno 28] No space left on device: &#x27;a_x2.png&#x27;</p>")
+    assert page.bad(InputError("drop a picture"), "/tmp/y", "") == "<p class=bad>drop a picture</p>"
+
+
+def test_the_frame_is_the_square_that_is_drawn(blocks, tmp_path):
+    write_picture(tmp_path / "p.png", np.zeros((60, 90, 3), "uint8"))
+    image, _ = function(blocks, "preview")(str(tmp_path / "p.png"), "pixel_recursive-corners", 100, 0, 50)
+    rows, columns = np.nonzero((np.asarray(image.convert("RGB")) == (0xF9, 0x73, 0x16)).all(-1))
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (0, 29, 60, 89)
+
+
+def test_rows_are_those_of_the_samples_to_come(tmp_path):
+    news, whole = [], Drawing().sample(None, 0.6, 3, 4)[:, 0]
+    page.upscaled(lambda **item: news.append(item), tmp_path, Picture(np.zeros((8, 8, 3), "uint8")), "a",
+                  Drawing(), 3, 0.6, 50, 50, 100)
+    parts = [item["drawn"][:, ::24, ::24] for item in news if "drawn" in item]
+    assert len(parts) == 8
+    for i, part in enumerate(parts):
+        np.testing.assert_array_equal(part[:, : 2 * i], whole[:, : 2 * i])
+
+
+def test_what_alpha_hides_is_not_drawn(tmp_path):
+    pixels, alpha = np.full((16, 16, 3), 200, "uint8"), np.full((16, 16, 1), 255, "uint8")
+    pixels[:8], alpha[:8] = 0, 0
+    network = Drawing()
+    seen = []
+    page.upscaled(lambda **item: "drawn" in item and seen.append(network.seen), tmp_path,
+                  Picture(pixels, alpha), "a", network, 0, 1.0, 50, 50, 100)
+    assert len(seen) == 8
+    assert (np.array(seen) == 200).all()
+
+
+def test_what_is_said_of_a_network_fits_its_training(blocks):
+    for name in ("lapsrn-x2-realworld", "lapsrn-x4-reported"):
+        assert "a blur that nobody knows" in function(blocks, "choose")(name)[0]
+    for name in ("lapsrn-x4", "srgan-x2-reported", "srmap-x4"):
+        assert "shrunk by bicubic interpolation, sharp at its size" in function(blocks, "choose")(name)[0]
+
+
+def test_the_page_is_for_this_machine_alone_unless_told():
+    assert inspect.signature(page.main).parameters["host"].default == "127.0.0.1"

@@ -23,6 +23,7 @@ from tensorflow_serving.apis import predict_pb2, prediction_log_pb2, prediction_
 
 from superres import export
 from superres.models.lapsrn import lapsrn
+from superres.models.signatures import signatures
 from superres.models.srmap import generator
 
 MEGAPIXELS = 0.02
@@ -335,3 +336,37 @@ def test_the_server_s_files_are_of_their_kinds():
     files = [word.rpartition("/config/")[2] for word in command if "/config/" in word]
     assert len(files) == 2
     assert all((ROOT / "serving" / file).is_file() for file in files)
+
+
+def test_the_grpc_client_receives_more_than_four_mebibytes(clients):
+    class Servicer(prediction_service_pb2_grpc.PredictionServiceServicer):
+        def Predict(self, request, context):
+            return predict_pb2.PredictResponse(outputs={
+                "image_bytes": tf.make_tensor_proto([bytes(5 * 2**20)]),
+                "status": tf.make_tensor_proto([b""])})
+
+    server = grpc.server(ThreadPoolExecutor(1))
+    prediction_service_pb2_grpc.add_PredictionServiceServicer_to_server(Servicer(), server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    server.start()
+    assert clients[1].upscale(f"127.0.0.1:{port}", "x2", [b"a"]) == [(bytes(5 * 2**20), "")]
+    server.stop(None)
+
+
+def test_no_answer_is_too_large_for_a_message():
+    function = signatures(lapsrn(8, filters=2, depth=1), 1000)["image_bytes"][0]
+    status = function(tf.constant([of_size(PNG, 20000, 20000)]))["status"].numpy()[0].decode()
+    most = (2**31 - 1) // (4 * 3 * 64)
+    assert status == f"image_bytes: 20000 x 20000 pixels, at most {most} can be computed"
+
+
+def test_a_client_ends_with_0_and_hands_on_what_it_was_told(clients, tmp_path, monkeypatch):
+    (tmp_path / "a.jpg").write_bytes(b"a")
+    asked = []
+    monkeypatch.setattr(sys, "argv", ["client", "server", "noisy", str(tmp_path / "a.jpg"),
+                                      "--temperature", "0.5", "--seed", "7"])
+    with pytest.raises(SystemExit) as end:
+        clients[0].main(lambda *given, **values: asked.append((*given, values)) or [(b"sr", "")], "")
+    assert end.value.code == 0
+    assert asked == [("server", "noisy", [b"a"], {"temperature": 0.5, "seed": 7})]
+    assert (tmp_path / "a_sr.png").read_bytes() == b"sr"

@@ -172,6 +172,8 @@ def test_blurs_and_noise_stand_where_they_must():
             (generator(4, **TINY), "up1_shuffle", "up1_blur"),
             (generator(4, **TINY), "up1_blur", "up1_blur_noise"),
             (generator(4, **TINY), "stem_noise", "stem_act"),
+            (generator(4, **TINY), "stage2", "up1_shortcut"),
+            (generator(4, **TINY), "up1", "up2_shortcut"),
             (discriminator(8, (8, 8), (1, 1)), "stage1_down_blur", "stage1_down_unshuffle")):
         assert keras.tree.flatten(network.get_layer(after).input)[0] is network.get_layer(before).output
 

@@ -149,7 +149,7 @@ def named_files(folders: tuple[Path, ...]) -> list[tuple[str, tuple[Path, Path |
     """
     paths = {}  # of a picture's file: its path as a name, and the files
     resolved = [*map(Path.resolve, folders)]
-    common = Path(os.path.commonpath(resolved)) if len(resolved) > 1 else resolved[0]
+    common = Path(os.path.commonpath(resolved))
     for folder in resolved:
         for hr, lr in files_of(folder):
             below = hr.relative_to(folder / "hr" if lr else folder)

@@ -33,12 +33,12 @@ def line(title, rows, key):
     if ours is None or not rivals:
         return None
     best = min(rivals, key=rivals.get)
-    halves = [min((time for name, time in seconds.items() if whose in name and "bfloat16" in name), default=0)
-              for whose in ("keras", "torch")]
+    half, rival = (min((time for name, time in seconds.items() if whose in name and "bfloat16" in name),
+                       default=None) for whose in ("keras", "torch"))
     return (f"| {title} | {seconds[ours]:.3f} s{OURS[ours]} "
-            f"| {rivals[best]:.3f} s ({best.removeprefix('torch ')}) | {rivals[best] / seconds[ours]:.2f} | "
-            + " | ".join([f"{time:.3f} s" if time else "-" for time in halves]
-                         + [f"{halves[1] / halves[0]:.2f}" if all(halves) else "-"]) + " |")
+            f"| {rivals[best]:.3f} s ({best.removeprefix('torch ')}) | {rivals[best] / seconds[ours]:.2f} "
+            f"| {f'{half:.3f} s' if half else '-'} | {f'{rival:.3f} s' if rival else '-'} "
+            f"| {f'{rival / half:.2f}' if half and rival else '-'} |")
 
 
 def main():

@@ -91,6 +91,8 @@ class Thumbnails:
                 continue
             self.names.append(example.name)
             if isinstance(example, Stored):
+                if example.paired and example.size != (size * scale, size * scale):
+                    self._made(example.read())  # which refuses it now, and not in the middle of a run
                 self.stored.append(example)
             else:
                 pairs.append(self._made(example))

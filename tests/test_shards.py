@@ -139,6 +139,14 @@ def test_pairs_of_shards_are_kept_as_those_in_memory_are(rng, tmp_path, crop):
             np.testing.assert_array_equal(batch[0] * 255, expected)
 
 
+def test_pairs_of_shards_of_another_size_are_refused_at_once(tmp_path):
+    pair = Example("pair", np.zeros((16, 16, 3), "uint8"), np.zeros((4, 4, 3), "uint8"))
+    kept = stored([write(tmp_path / "pair.tfrecord", [pair])])
+    expected = "pair: expected LR of 8 x 8 and HR of 32 x 32, found 4 x 4 and 16 x 16"
+    with pytest.raises(InputError, match=expected):
+        Thumbnails(kept, 8, 4)
+
+
 def test_the_cache_keeps_what_was_used_last_within_its_bytes():
     cache, made = Cache(250), []
 

@@ -150,7 +150,7 @@ def check_same(network: "Upscaler", run: Callable[..., np.ndarray]) -> None:
         run: From the network's inputs, as arrays, to SR.
 
     Raises:
-        ValueError: if they differ by 1e-4 of the largest value.
+        ValueError: if they differ in shape, or by 1e-4 of the largest value.
     """
     import keras
 
@@ -158,7 +158,10 @@ def check_same(network: "Upscaler", run: Callable[..., np.ndarray]) -> None:
         inputs = network.example(shape[0], *[network.lr_size or size for size in shape[1:]])
         given = keras.tree.pack_sequence_as(network.input, inputs)
         wanted = keras.tree.flatten(network.predict_on_batch(given))[-1]
-        difference = np.abs(run(*inputs) - wanted).max() / max(1, np.abs(wanted).max())
+        sr = run(*inputs)
+        if sr.shape != wanted.shape:
+            raise ValueError(f"its result has shape {sr.shape}, not {wanted.shape}")
+        difference = np.abs(sr - wanted).max() / max(1, np.abs(wanted).max())
         if not difference < 1e-4:
             raise ValueError(f"its result differs by {difference:.1e}")
 

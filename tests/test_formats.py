@@ -119,4 +119,30 @@ def test_what_cannot_be_written_is_one_line_and_leaves_nothing(networks, tmp_pat
                         lambda network, path: lambda lr: 1.01 * network.predict_on_batch(lr)[-1])
     with pytest.raises(InputError, match=r"cannot be converted to litert \(its result differs by"):
         main()
+    monkeypatch.setitem(formats.WRITERS, "litert",
+                        lambda network, path: lambda lr: network.predict_on_batch(lr)[-1][None])
+    with pytest.raises(InputError, match=r"its result has shape \(1, 1, 96, 128, 1\), not \(1, 96, 128, 1\)"):
+        main()
     assert not list(tmp_path.iterdir())
+
+
+def test_a_conversion_to_onnx_that_leaves_an_axis_too_many_is_done_again(networks, tmp_path, monkeypatch):
+    onnx = pytest.importorskip("onnx")
+    right, axes = keras.Model.export, [5, 4]
+
+    def export_wrongly(model, path, **options):
+        right(model, path, **options)
+        if axes.pop(0) == 5:
+            written = onnx.load(path)
+            last = written.graph.output[0]
+            axis = onnx.numpy_helper.from_array(np.array([0]), "axis")
+            written.graph.initializer.append(axis)
+            written.graph.node.append(onnx.helper.make_node("Unsqueeze", [last.name, axis.name], ["wrong"]))
+            del written.graph.output[:]
+            written.graph.output.append(onnx.helper.make_tensor_value_info("wrong", 1, [1, *"bhw", 1]))
+            onnx.save(written, path)
+
+    monkeypatch.setattr(keras.Model, "export", export_wrongly)
+    export.main(str(networks / "srgan.keras"), str(tmp_path), format="onnx")
+    assert not axes
+    assert runtime(tmp_path / "srgan.onnx")(np.zeros((1, 8, 9, 3), "float32")).shape == (1, 16, 18, 3)

@@ -152,12 +152,14 @@ show(contact_sheet(rows, 4), title="the digit; regression; each sub-pixel by its
 # %% [markdown]
 # ## Training: batch normalisation, SPADE, and gates that see LR
 #
-# Bits per dimension of held-out faces while four networks train. A sees LR only, B the pixels drawn so far only; the
+# Bits per dimension of held-out faces while five networks train. A sees LR only, B the pixels drawn so far only; the
 # picture is drawn from their sum. Batch normalisation and SPADE are compared at as many parameters and the same batches;
 # the learning rate falls to a quarter at steps 1500 and 3000. (The first figures of batch normalisation are missing: they
-# were measured with a running average of the weights, which was no good.) `improved`, the network of the samples below,
+# were measured with a running average of the weights, which was no good; those of `reported` with SPADE up to step 4000
+# by a graph in which TensorFlow took ReLU for a leaky one.) `improved`, the network of the samples below,
 # has batch normalisation too, but A's features also enter the gates of B, and so B alone is no model of pictures any
-# more. It keeps its first learning rate for 8000 of its 12,000 steps; `reported` keeps its own throughout.
+# more. It keeps its first learning rate for 8000 of its 12,000 steps; `reported`, without and with SPADE, keeps its own
+# throughout.
 
 # %%
 def read_log(name):
@@ -166,20 +168,20 @@ def read_log(name):
 
 
 logs = {"batch norm": read_log("pixel_recursive-celeba-batch"), "SPADE": read_log("pixel_recursive-celeba-spade"),
-        "improved": read_log("pixel_recursive-celeba"), "reported": read_log("pixel_recursive-celeba-reported")}
-figure, axes = plt.subplots(1, 2, figsize=(12, 3.6), layout="constrained")
-for (name, log), style in zip(logs.items(), ("--", "-", ":", "-."), strict=True):
-    for key, label, colour in (("val_bits", "A + B", "C0"), ("val_bits_a", "A", "C1"), ("val_bits_b", "B", "C2")):
-        if not (rows := [row for row in log if key in row]):
-            continue
-        axes[0].plot([row["step"] for row in rows], [row[key] for row in rows], style, color=colour,
-                     label=f"{label}, {name}")
-    axes[1].plot([row["step"] for row in log], [row["loss"] for row in log], style, color="C0", label=name)
-for axis, label in zip(axes, ("held out: bits per dimension", "training: bits per dimension of A + B"),
-                       strict=True):
-    axis.set_ylabel(label)
+        "improved": read_log("pixel_recursive-celeba"), "reported": read_log("pixel_recursive-celeba-reported"),
+        "reported SPADE": read_log("pixel_recursive-celeba-reported-spade")}
+curves = {"val_bits": "A + B, held out", "val_bits_a": "A, held out", "val_bits_b": "B, held out", "loss": "A + B, training"}
+figure, axes = plt.subplots(1, 4, figsize=(14, 3.6), layout="constrained")
+for axis, (key, title) in zip(axes, curves.items(), strict=True):
+    for number, (name, log) in enumerate(logs.items()):
+        if rows := [row for row in log if key in row]:
+            axis.plot([row["step"] for row in rows], [row[key] for row in rows], color=f"C{number}", label=name)
+    low = 5.5 if key == "val_bits_a" else 2.9
+    axis.set_ylim(low, low + 2.3)  # the first figures of `reported`, up to 14 bits, would flatten the rest
+    axis.set_title(title)
     axis.set_xlabel("step")
-figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+axes[0].set_ylabel("bits per dimension")
+figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper")
 plt.show()
 
 # %% [markdown]
@@ -205,14 +207,16 @@ for step, reported in REPORT.items():
               f"{row['consistency']:9.1e} | {decibels:13.2f} {likeness:6.3f}")
 
 # %% [markdown]
-# Twelve faces by the two networks of the curves above at 4000 steps, one row each: LR, without SPADE, with it, and the truth.
+# Twelve faces, without SPADE and with it, a row each: by the two networks of the falling rate at 4000 steps, and by those of the
+# report's settings, which have gone on to 12,000 and to 8000.
 
 # %%
 some = faces[:12]
 rows = [some.lr.repeat(4, 1).repeat(4, 2)]
 rows += [Sampler(upscaler.load(ROOT / "weights" / f"pixel_recursive-celeba-{norm}.keras")).sample(some.lr)[0]
-         for norm in ("batch", "spade")]
-show(contact_sheet([*rows, some.hr], 3), title="LR; batch normalisation; SPADE; truth")
+         for norm in ("batch", "spade", "reported", "reported-spade")]
+show(contact_sheet([*rows, some.hr], 3),
+     title="LR; batch norm, SPADE (4000 steps); reported (12,000), reported SPADE (8000); truth")
 
 # %% [markdown]
 # ## What it draws

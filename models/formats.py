@@ -69,8 +69,9 @@ def _onnx(network, path):
 
     # tf2onnx 1.17 goes through its graph in an order of chance: one conversion in sixteen of a network of one
     # channel loses the operation that removes a fifth axis again.
+    alone = _alone(network)
     for _ in range(8):
-        _alone(network).export(path, format="onnx", verbose=False)
+        alone.export(path, format="onnx", verbose=False)
         session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
         if len(session.get_outputs()[0].shape) == 4:
             break

@@ -261,12 +261,16 @@ else:
 # network; `lapsrn-x4` did so twice. The losses are sums over a network's levels, so only their course can be compared.
 
 # %%
+def read_log(name):
+    with open(WEIGHTS / f"{name}.csv", newline="") as file:
+        return [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+
+
 shipped = ["lapsrn-x2", "lapsrn-x2-deep", "lapsrn-x4", "lapsrn-x8", "lapsrn-x2-rgb", "lapsrn-x2-realworld",
            "lapsrn-x4-realworld"]
 sheet, axes = plt.subplots(1, 2, figsize=(13, 3.6), layout="constrained")
 for name in shipped:
-    with open(WEIGHTS / f"{name}.csv", newline="") as file:
-        log = [{key: float(value) for key, value in row.items()} for row in csv.DictReader(file)]
+    log = read_log(name)
     steps = [row["step"] for row in log]
     best = max(row["val_psnr_y"] for row in log)
     axes[0].plot(steps, [row["val_psnr_y"] - best for row in log], label=name)
@@ -323,9 +327,8 @@ for name in shipped:
 
 # %%
 for name in ("lapsrn-x2-reported", "lapsrn-x4-reported"):
-    with open(WEIGHTS / f"{name}.csv", newline="") as file:
-        print(name, *(f"epoch {row['epoch']}: loss {float(row['loss']):.4f}, validation {float(row['val_psnr_y']):.2f} dB"
-                      for row in csv.DictReader(file)), sep="\n    ")
+    print(name, *(f"epoch {row['epoch']:.0f}: loss {row['loss']:.4f}, validation {row['val_psnr_y']:.2f} dB"
+                  for row in read_log(name)), sep="\n    ")
 
 # %% [markdown]
 # The report's network and the improved one on the same LR, with the PSNR of the whole picture. The improved one is ahead

@@ -166,7 +166,7 @@ for scale, count in ((4, 4), (2, 3)):
 for (kind, scale), network in {**networks, ("reported", 2): reported}.items():
     result = evaluate(network, pairs[scale], distances)
     print(f"{kind} x{scale}")
-    print("\n".join(table({**result, "pictures": []}).splitlines()), "\n")
+    print(table({**result, "pictures": []}), "\n")
 
 
 # %% [markdown]

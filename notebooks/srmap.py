@@ -37,8 +37,8 @@
 # installs are used. Set `SUPERRES_SQUEEZENET` to Keras's weights of SqueezeNet 1.1 without its top (.h5) to measure the diversity S10 too.
 # `SUPERRES_QUICK=1` measures a few small crops only.
 #
-# One picture of Set5, "woman", was at another size among the pictures that `L1` and `improved` began with (`weights/README.md`): they gain
-# no more on it than a network that never saw it.
+# One picture of Set5, "woman", was at another size among the pictures that all three networks began with (`weights/README.md`): `L1`
+# gains no more on it than a network that never saw it.
 #
 # **Measures.** *PSNR-Y* and *SSIM-Y*: nearness to HR in luminance, a border of `scale` pixels left out. *LR-PSNR*: the PSNR of the shrunken
 # picture to LR, of the mean squared error over all samples; *worst* is the least of any sample. *Distance*: the SqueezeNet distance,

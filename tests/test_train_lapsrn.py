@@ -7,6 +7,7 @@ import re
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 from test_train import STEPS, rows, weights
 
 from superres.datasets.degradations import degraded
@@ -165,6 +166,13 @@ def test_constant_output_raises_the_alarm(tiny, monkeypatch, capsys):
     assert "ALARM: the output is almost constant (0% of the contrast of HR)" in capsys.readouterr().out
 
 
+def test_one_device_trains_under_a_mirrored_strategy(tiny, monkeypatch):
+    seen = []
+    monkeypatch.setattr("superres.train.lapsrn.fit", lambda *arguments, **named: seen.append(arguments[0]))
+    main("quick", tiny())
+    assert [(type(each), each.num_replicas_in_sync) for each in seen] == [(tf.distribute.MirroredStrategy, 1)]
+
+
 def test_two_devices_train_as_one(tiny, tmp_path, run_command):
     result = run_command("-c", REPLICAS, tiny().data[0], tmp_path / "run")
     assert result.returncode == 0, result.stderr[-2000:]
@@ -200,6 +208,13 @@ def test_reported_optimiser_and_network():
     assert [float(schedule(step)) for step in (0, 1000, 2000)] == pytest.approx(
         [1e-3, 0.95e-3, 0.95**2 * 1e-3])
     assert model.loss.epsilon == 1e-3
+    for layer in model.network.layers:
+        if hasattr(layer, "kernel"):  # as Keras starts them: no layer of zeros, no equal sub-pixels
+            fans = layer.kernel.shape[-2] + layer.kernel.shape[-1]
+            bound = math.sqrt(6 / math.prod(layer.kernel.shape[:2]) / fans)
+            kernel = np.asarray(layer.kernel)
+            assert 0.9 * bound < np.abs(kernel).max() <= bound, layer.name
+            assert len(np.unique(kernel)) > 0.9 * kernel.size, layer.name
 
 
 @pytest.mark.parametrize("name", PRESETS)

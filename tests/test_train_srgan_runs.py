@@ -191,7 +191,7 @@ def test_averages_are_what_is_saved(whole):
 
 
 def test_without_a_game_the_best_epoch_is_kept(make, tmp_path, monkeypatch):
-    scores = iter([20.0, 30.0, 25.0])
+    scores = iter([20.0, 20.0, 30.0, 25.0])  # bicubic interpolation's, and three epochs'
     monkeypatch.setattr("superres.train.validation.quality",
                         lambda *args: {"psnr_y": next(scores, 0.0), "ssim_y": 0.5})
     main("quick", make(tmp_path, steps=1, warm_up=3, epochs=0, snapshots=(1, 2, 3)))
@@ -219,17 +219,3 @@ def test_what_is_ruined_stops_and_leaves_a_good_network(make, settings_of, tmp_p
     assert len(rows(tmp_path)) == 1
     assert not any(changed(weights(tmp_path, "model.keras"), weights(tmp_path, "step_2.keras")))
     assert all(np.isfinite(array).all() for array in weights(tmp_path, "model.keras"))
-
-
-def test_a_collapse_is_six_decibels_below_bicubic_in_the_game(photo):
-    judge = GANValidation([("a", photo[::2, ::2], photo)], warm_up=3, steps=1)
-    before = [{"epoch": 3, "val_psnr_y": judge.bicubic + 1}]
-    good, bad = ({"epoch": 4, "val_psnr_y": judge.bicubic - below} for below in (5.9, 6.1))
-    assert judge.failure(good, before) is judge.failure({**bad, "epoch": 3}, before) is None
-    assert "collapsed in epoch 4" in judge.failure(bad, before)
-    assert judge.failure({**good, "adversarial": np.inf}, before) == "adversarial is inf after epoch 4"
-    # After a short warm-up a network may be worse than bicubic: then it must not fall from there.
-    poor = [{"epoch": 3, "val_psnr_y": judge.bicubic - 8}]
-    assert judge.failure({"epoch": 4, "val_psnr_y": judge.bicubic - 13}, poor) is None
-    assert "collapsed" in judge.failure({"epoch": 4, "val_psnr_y": judge.bicubic - 15}, poor)
-    assert judge.failure(bad, []) is None

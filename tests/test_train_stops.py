@@ -20,6 +20,8 @@ from superres.models.upscaler import load
 from superres.train.lapsrn import main
 from superres.train.log import Log
 from superres.train.loop import Keeper, RunSettings, _duration
+from superres.train.pixel_recursive import ThumbnailValidation
+from superres.train.validation import PictureValidation
 
 pytestmark = [pytest.mark.usefixtures("eagerly"),
               pytest.mark.filterwarnings("ignore:Even though the `tf.config:UserWarning")]
@@ -189,8 +191,45 @@ def test_a_run_that_diverges_stops_and_keeps_the_best_network(tiny, tmp_path, mo
 
 
 def test_a_learning_rate_beyond_all_bounds_is_an_error(tiny):
-    with pytest.raises(InputError, match=r"stopped, the (loss|validation PSNR) is"):
+    with pytest.raises(InputError, match="stopped, the loss is"):
         main("quick", tiny(learning_rate=1e30, loss="charbonnier"))
+
+
+def test_a_collapse_is_six_decibels_below_bicubic(photo):
+    judge = PictureValidation([("a", photo[::2, ::2], photo)])
+    assert judge.bicubic < 36
+    before = [{"epoch": 3, "val_psnr_y": judge.bicubic + 1}]
+    good, bad = ({"epoch": 4, "val_psnr_y": judge.bicubic - below} for below in (5.9, 6.1))
+    assert judge.failure(good, before) is judge.failure(bad, []) is None
+    assert "collapsed in epoch 4" in judge.failure(bad, before)
+    assert judge.failure({**good, "adversarial": np.inf}, before) == "adversarial is inf after epoch 4"
+    # A network may be worse than bicubic at first: then it must not fall from there.
+    poor = [{"epoch": 3, "val_psnr_y": judge.bicubic - 8}]
+    assert judge.failure({"epoch": 4, "val_psnr_y": judge.bicubic - 13}, poor) is None
+    assert "collapsed" in judge.failure({"epoch": 4, "val_psnr_y": judge.bicubic - 15}, poor)
+    # Of flat pictures bicubic is exact, and networks come and go by many decibels.
+    flat = PictureValidation([("a", photo[::2, ::2] * 0, photo * 0)])
+    exact = [{"epoch": 3, "val_psnr_y": flat.bicubic}]
+    assert flat.failure({"epoch": 4, "val_psnr_y": 31.0}, exact) is None
+    assert "collapsed" in flat.failure({"epoch": 4, "val_psnr_y": 29.0}, exact)
+
+
+@pytest.mark.parametrize(("model", "key", "most"), [
+    ("recursive", "val_bits", 8), ("regression", "val_mse", 0.25)])
+def test_a_collapse_costs_all_that_knowing_nothing_does(model, key, most):
+    judge, before = ThumbnailValidation(np.zeros(1), model), [{"epoch": 1, key: 14.0}, {"epoch": 2, key: 3.0}]
+    assert judge.failure({"epoch": 1, key: 14.0}, []) is None
+    assert judge.failure({"epoch": 3, key: 3 + 0.99 * most}, before) is None
+    assert f"collapsed in epoch 3: {key}" in judge.failure({"epoch": 3, key: 3 + 1.01 * most}, before)
+
+
+def test_a_collapse_stops_and_keeps_the_best_network(tiny, tmp_path, monkeypatch):
+    scores = iter([30.0, 30.0, 30.0, 10.0])  # bicubic interpolation's, and three epochs'
+    monkeypatch.setattr("superres.train.validation.quality",
+                        lambda *args: {"psnr_y": next(scores), "ssim_y": 0.5})
+    with pytest.raises(InputError, match=r"collapsed in epoch 3: PSNR 10\.00 dB after 30\..*; model\.keras"):
+        main("quick", tiny())
+    assert [float(row["val_psnr_y"]) for row in rows(tmp_path / "run")] == [30, 30]
 
 
 def test_early_stopping_ends_a_run_for_good(tiny, tmp_path, capsys):
@@ -204,7 +243,7 @@ def test_early_stopping_ends_a_run_for_good(tiny, tmp_path, capsys):
 
 
 def test_model_is_the_best_epoch_and_last_is_the_last(tiny, tmp_path, monkeypatch):
-    scores = iter([20.0, 30.0, 25.0])
+    scores = iter([20.0, 20.0, 30.0, 25.0])  # bicubic interpolation's, and three epochs'
     kept = {}
     on_epoch_end = Keeper.on_epoch_end
 
@@ -289,7 +328,7 @@ def test_the_log_and_the_table_have_the_right_figures(tiny, tmp_path, monkeypatc
     score = evaluate(load(tmp_path / "run" / "last.keras"), val)["mean"]["psnr_y"]
     assert float(rows(tmp_path / "run")[0]["val_psnr_y"]) == pytest.approx(score, rel=1e-4)
 
-    scores = iter([30.0, 30.0, 20.0, 20.0])  # of two epochs, the first is the best
+    scores = iter([20.0, 20.0, 30.0, 30.0, 20.0, 20.0])  # bicubic; of two epochs, the first is the best
     monkeypatch.setattr("superres.train.validation.quality",
                         lambda *pair: {"psnr_y": next(scores), "ssim_y": 0.5})
     main("quick", tiny("two", val_pictures=2, epochs=2, learning_rate=0.1))

@@ -214,9 +214,14 @@ class PixelRecursiveTrainer(Trainer):
 
 
 class ThumbnailValidation(Validation):
-    """Likelihood and samples of held-out pictures (`Thumbnails`)."""
+    """Likelihood and samples of held-out pictures (`Thumbnails`).
+
+    What is not finite stops the run, and so does a score that is worse than the best before by all that
+    knowing nothing costs: 8 bits of 256 equal values, or the squared error 0.25 of mid-grey.
+    """
 
     better = staticmethod(min)
+    ignorance = {"val_bits": 8, "val_mse": 0.25}
 
     def __init__(self, pictures: Thumbnails, model: Literal["recursive", "independent", "regression"],
                  sampled: int = 32) -> None:
@@ -228,6 +233,12 @@ class ThumbnailValidation(Validation):
         drawn = {"samples": network.sample(lr), "greedy": network.sample(lr, np.inf)}
         scores = {**likelihood(network, self.pictures), **sample_quality(self.sampled, drawn["samples"])}
         return {f"val_{key}": value for key, value in scores.items()}, thumbnail_sheet(self.sampled, drawn)
+
+    def failure(self, row: dict[str, float], before: list[dict[str, float]]) -> str | None:
+        best = min((earlier[self.key] for earlier in before), default=np.inf)
+        if row[self.key] > best + self.ignorance[self.key]:
+            return f"collapsed in epoch {row['epoch']}: {self.key} {row[self.key]:.4g} after {best:.4g}"
+        return super().failure(row, before)
 
 
 def trainer(settings: Settings) -> PixelRecursiveTrainer:

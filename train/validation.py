@@ -10,6 +10,8 @@ from superres.datasets.pictures import contact_sheet
 from superres.metrics.image import quality
 from superres.models.images import ImageUpscaler
 
+COLLAPSE_DB = 6  # sharp pictures may have 3 dB less than bicubic ones; ruined ones have far less
+
 
 class Validation:
     """What judges the network after every epoch.
@@ -30,12 +32,21 @@ class Validation:
 
 
 class PictureValidation(Validation):
-    """PSNR and SSIM of held-out pictures: list of (name, LR, HR), uint8."""
+    """PSNR and SSIM of held-out pictures.
+
+    What is not finite stops the run, and so does a collapse: PSNR 6 dB below bicubic interpolation's, or
+    below the best before where that is worse; 30 dB are none.
+
+    Args:
+        pairs: List of (name, LR, HR), uint8.
+    """
 
     key = "val_psnr_y"
 
     def __init__(self, pairs: list[Triple]) -> None:
         self.pairs = pairs
+        scale = pairs[0][2].shape[0] // pairs[0][1].shape[0]
+        self.bicubic = np.mean([quality(hr, imresize(lr, scale), scale)["psnr_y"] for _, lr, hr in pairs])
 
     def __call__(self, network: ImageUpscaler) -> tuple[dict[str, float], np.ndarray]:
         pictures = [network.upscale(lr, tile=network.tile_for(lr)) for _, lr, _ in self.pairs]
@@ -51,6 +62,15 @@ class PictureValidation(Validation):
                                for (_, lr, hr), sr in zip(self.pairs[:4], pictures, strict=False)])
         return {f"val_{key}": float(np.mean([score[key] for score in scores]))
                 for key in ("psnr_y", "ssim_y")}, sheet
+
+    def failure(self, row: dict[str, float], before: list[dict[str, float]]) -> str | None:
+        best = max((earlier["val_psnr_y"] for earlier in before), default=-np.inf)
+        # Of flat pictures bicubic interpolation, and a network by chance, may be exact.
+        least = min(self.bicubic - COLLAPSE_DB, best - COLLAPSE_DB, 30)
+        if row["val_psnr_y"] < least:
+            return (f"collapsed in epoch {row['epoch']}: PSNR {row['val_psnr_y']:.2f} dB after {best:.2f}, "
+                    f"where bicubic interpolation has {self.bicubic:.2f}")
+        return super().failure(row, before)
 
 
 def panels(lr: np.ndarray, sr: np.ndarray, hr: np.ndarray, size: int = 192) -> list[np.ndarray]:

@@ -89,7 +89,8 @@ def main(
         blend_with: Another network of the same structure, such as srresnet for srgan.
         ensemble: Measure the mean over the picture's eight turns and flips, in eight times the time.
         lpips: Also measure LPIPS, with torchvision's ImageNet weights of AlexNet or VGG16 in this
-            file (.pth); needs `pip install lpips`.
+            file (download.pytorch.org/models/alexnet-owt-7be5be79.pth or vgg16-397923af.pth); needs
+            `pip install torch lpips`.
         squeezenet: Also measure the SqueezeNet distance, uncalibrated, with Keras's weights of
             SqueezeNet 1.1 without its top in this file (.h5).
         crop: Networks of one size: the square that is cut out of a picture, the largest in the middle

@@ -134,7 +134,7 @@ show([("HR", astronaut), ("bicubic, back to size", imresize(imresize(astronaut, 
 # %% [markdown]
 # ## Why x2 came out at 12.96 dB
 #
-# That is about what a flat grey picture scores (below, of these photographs). Its network and its loss are not to blame: on pairs that
+# That is less than a flat grey picture of the right mean scores (14 dB on these photographs, below). Its network and its loss are not to blame: on pairs that
 # fit they give 2 dB more than bicubic interpolation after 1,000 steps ("The report's own training" below). There are three candidates:
 #
 # - *Pictures are paired wrongly.* The report's published code has a loader that lists the folders of LR and HR pictures separately, in no

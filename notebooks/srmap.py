@@ -175,7 +175,7 @@ print(line("bicubic", result["bicubic"], [row["bicubic"] for row in result["pict
 # %% [markdown]
 # ## Four samples, and where they differ
 #
-# The map is the standard deviation of eight samples at each pixel, as in the report's Figure 3, brighter for more; below
+# The map is the standard deviation of ten samples at each pixel, as in the report's Figure 3, brighter for more; below
 # each the same for the reported network, on the same scale, and once more on a scale of its own: single values that are rounded one
 # way or the other. The energy score wants samples to be as
 # far from each other as from the truth: both distances are printed.
@@ -185,7 +185,7 @@ for name, lr, hr in pairs[:3]:
     at = window(lr)
     rows, deviations = [], {}
     for title in ("improved", "reported"):
-        samples = [networks[title].upscale(lr, seed=seed) for seed in range(4 if QUICK else 8)]
+        samples = [networks[title].upscale(lr, seed=seed) for seed in range(4 if QUICK else 10)]
         one, other, truth = (picture.astype("float64") for picture in (*samples[:2], hr))
         print(f"{name}, {title}: two samples are {np.abs(one - other).mean():.2f} levels apart, "
               f"{np.abs(one - truth).mean():.2f} and {np.abs(other - truth).mean():.2f} from HR")

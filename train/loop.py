@@ -61,8 +61,8 @@ class RunSettings:
     """Folder of the run; empty: runs/PAPER/PRESET. An existing run goes on."""
     precision: Literal["auto", "float32", "mixed_bfloat16", "mixed_float16"] = "float32"
     """Of the network; weights stay float32. auto: the fastest that the machine computes natively:
-    mixed_bfloat16 on processors with AVX512-BF16 or AMX and on newer GPUs, mixed_float16 on older
-    GPUs, else float32."""
+    mixed_bfloat16 on processors with AVX512-BF16 or AMX and on GPUs from compute capability 8.0 on,
+    mixed_float16 on GPUs from 7.0 on, else float32."""
     replicas: int = 0
     """Devices to train on. 0: every visible GPU, or the CPU. With no GPU, 2 or more split the CPU
     into logical devices, which tests training on several but does not speed it up."""

@@ -236,10 +236,10 @@ show(contact_sheet([*rows, some.hr], 3),
 
 # %% [markdown]
 # The same faces at the report's own steps: what SPADE is ahead by at 2000 is plain to see, and later it is not.
-# From the top: LR; at 2000 steps without SPADE and with it; at 8000 without and with; at STEP without; truth. (From the networks that both
+# From the top: LR; at 2000 steps without SPADE and with it; at 8000 without and with; at 12,000 without; truth. (From the networks that both
 # runs kept on their way, which are not shipped: `S5` of `REPRODUCTION.md`.)
 #
-# ![LR, 2000 steps without and with SPADE, 8000 without and with, STEP without, truth](figures/faces-steps.png)
+# ![LR, 2000 steps without and with SPADE, 8000 without and with, 12,000 without, truth](figures/faces-steps.png)
 
 # %% [markdown]
 # ## What it draws

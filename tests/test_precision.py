@@ -1,6 +1,7 @@
 """precision.py: what the machine computes natively, and a warning where it does not."""
 
 import warnings
+from importlib import import_module
 
 import pytest
 import tensorflow as tf
@@ -54,6 +55,15 @@ def test_a_precision_that_is_emulated_gets_a_warning(machine, asked, flags, gpus
         assert chosen_precision(asked) == asked
     assert [str(warning.message) for warning in caught] == emulated * [
         f"precision: this machine only emulates {asked}, which may be ten times slower than float32"]
+
+
+@pytest.mark.parametrize("system", ["lapsrn", "pixel_recursive", "srgan", "srmap"])
+def test_improved_presets_choose_the_precision_and_reported_ones_do_not(system):
+    presets = import_module(f"superres.train.{system}").PRESETS
+    assert "quick" in presets  # what a training without a preset takes
+    for name, (_, settings) in presets.items():
+        if name.startswith(("improved", "reported")):
+            assert settings.run.precision == ("auto" if name.startswith("improved") else "float32"), name
 
 
 def test_flags_are_read_from_the_system(tmp_path):

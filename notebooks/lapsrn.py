@@ -43,6 +43,7 @@ import numpy as np
 
 import superres
 from superres.datasets.catalogue import Example, load
+from superres.datasets.color import luma
 from superres.datasets.degradations import degraded, imresize, mod_crop, random_kernel, realworld
 from superres.datasets.patches import Patches, check_alignment, shift_between
 from superres.datasets.pictures import to_uint8
@@ -307,6 +308,23 @@ def results(name, degradation):
 
 for name in shipped:
     results(name, "realworld" if name.endswith("realworld") else "bicubic")
+
+# %% [markdown]
+# ## The pyramid
+#
+# The three levels of `lapsrn-x8`, in luminance: the picture so far, doubled by interpolation; what the level adds, times four, around
+# grey; their sum, from which the next level starts. The first levels add edges, since LR still tells where they are. The last one has
+# little left that LR could tell.
+
+# %%
+network = upscaler.load(WEIGHTS / "lapsrn-x8.keras")
+hr = mod_crop(photos[0].hr, 8)[0:256, 88:344]
+inner = keras.Model(network.input, [network.get_layer(f"level{level}_{part}").output
+                                    for part in ("image", "residual", "sr") for level in (1, 2, 3)])
+pictures = [picture[0] for picture in inner.predict_on_batch(luma(imresize(hr, 1 / 8) / np.float32(255))[None])]
+titles = [f"x{scale}, {part}" for part in ("interpolated", "added, times 4", "sum") for scale in (2, 4, 8)]
+pictures[3:6] = [0.5 + 4 * detail for detail in pictures[3:6]]
+show(list(zip(titles, map(to_uint8, pictures), strict=True)), columns=3)
 
 # %% [markdown]
 # ## The report's own training

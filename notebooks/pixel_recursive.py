@@ -24,7 +24,7 @@
 # stands in. The results below are of the first 9,000 of CelebA's, at half size: every tenth is held out, 900 in all, of which the
 # first hundred chose the best epoch of each run. `SUPERRES_QUICK=1` trains for a few steps only.
 #
-# The report's cars, house numbers and plates are in `REPRODUCTION.md`, with every other table and figure.
+# The report's house numbers and plates are in `REPRODUCTION.md`, with every other table and figure.
 #
 # **Measures.** *Bits per dimension*: the mean of -log2 of the probability that the network gives to the true value of each sub-pixel; a
 # coin of 256 sides has 8. A, B and A + B are the distributions by the logits (log probabilities before they are normalised) of the one
@@ -219,12 +219,12 @@ for step in sorted({int(step) for rows in measured.values() for step in rows}):
 # %% [markdown]
 # **SPADE.** With the report's settings it is ahead by everything at 2000 steps. At 4000 and at 8000 it is ahead by SSIM and behind by
 # PSNR, as in the report, and behind by bits, which the report lacks. One run each, and both waver from epoch to epoch, since their rate
-# stays high. The report saw SPADE fall behind after 8000 steps, where these runs end (`reported` at 12,000): that is open. What is
+# stays high. The report saw SPADE fall behind after 8000 steps, where these runs end (`reported` at 16,000): that is open. What is
 # suspected: A with SPADE has 8.3 times the parameters there. At as many parameters and with a rate that falls, SPADE is ahead by bits, PSNR
 # and SSIM at 2000 and at 4000. `improved` is ahead of all: its gates see LR, its weights are averaged, its rate falls later.
 #
 # Twelve faces, without SPADE and with it, a row each: by the two networks of the falling rate at 4000 steps, and by those of the
-# report's settings, which have gone on to 12,000 and to 8000.
+# report's settings, which have gone on to 16,000 and to 8000.
 
 # %%
 some = faces[:12]
@@ -232,14 +232,19 @@ rows = [some.lr.repeat(4, 1).repeat(4, 2)]
 rows += [Sampler(upscaler.load(ROOT / "weights" / f"pixel_recursive-celeba-{norm}.keras")).sample(some.lr)[0]
          for norm in ("batch", "spade", "reported", "reported-spade")]
 show(contact_sheet([*rows, some.hr], 3),
-     title="LR; batch norm, SPADE (4000 steps); reported (12,000), reported SPADE (8000); truth")
+     title="LR; batch norm, SPADE (4000 steps); reported (16,000), reported SPADE (8000); truth")
 
 # %% [markdown]
 # The same faces at the report's own steps: what SPADE is ahead by at 2000 is plain to see, and later it is not.
-# From the top: LR; at 2000 steps without SPADE and with it; at 8000 without and with; at 12,000 without; truth. (From the networks that both
+# From the top: LR; at 2000 steps without SPADE and with it; at 8000 without and with; at 16,000 without; truth. (From the networks that both
 # runs kept on their way, which are not shipped: `S5` of `REPRODUCTION.md`.)
 #
-# ![LR, 2000 steps without and with SPADE, 8000 without and with, 12,000 without, truth](figures/faces-steps.png)
+# ![LR, 2000 steps without and with SPADE, 8000 without and with, 16,000 without, truth](figures/faces-steps.png)
+#
+# The report's cars (here 8,144 of Stanford's at 64 x 64, a tenth held out), from the top: LR; at 2000 steps without SPADE and with it; at
+# 4000 without; truth. Colours settle before shapes do; the report saw the car's structure at 8000 of its 24,000 steps.
+#
+# ![LR, 2000 steps without and with SPADE, 4000 without, truth](figures/cars-steps.png)
 
 # %% [markdown]
 # ## What it draws

@@ -244,7 +244,7 @@ def keeper(make, tmp_path):
     keeper.set_params({"epochs": 9})
 
     def end(epoch):
-        model.network.set_weights([weight + 1e-3 for weight in model.network.get_weights()])
+        model.network.set_weights([weight + 1e-5 for weight in model.network.get_weights()])
         keeper.on_epoch_begin(epoch - 1)
         keeper.on_epoch_end(epoch - 1, {"loss": 1.0})
 

@@ -135,13 +135,13 @@ show([("HR", astronaut), ("bicubic, back to size", imresize(imresize(astronaut, 
 # %% [markdown]
 # ## Why x2 came out at 12.96 dB
 #
-# That is less than a flat grey picture of the right mean scores (14 dB on these photographs, below). Its network and its loss are not to blame: on pairs that
-# fit they give 2 dB more than bicubic interpolation after 1,000 steps ("The report's own training" below). There are three candidates:
+# That is about what a flat grey picture of the right mean scores: 14.0 dB on these photographs (below), 12.7 by the report's luminance,
+# which runs from 0 to 255 and not from 16 to 235; 15.2 so on 15 of BSDS500. Its network and its loss are not to blame: on pairs that fit they give 2 dB more than bicubic interpolation after 1,000 steps ("The report's own training" below). There are three candidates:
 #
 # - *Pictures are paired wrongly.* The report's published code has a loader that lists the folders of LR and HR pictures separately, in no
-#   defined order. But nothing calls it there any more, the arrays that were trained on come from sorted lists, and the same lines made
-#   x4, which worked.
-# - *Pairs are shifted.* The same code rotates LR and HR each about half its own size, which shifts them by `scale - 1` HR pixels.
+#   defined order. But nothing calls it there any more, the only function that writes such arrays as were trained on sorts them, and the
+#   same lines made x4, which worked.
+# - *Pairs are shifted.* The same code rotates LR and HR each about half its own size, which shifts them by up to `scale - 1` HR pixels in a direction.
 # - *The training broke down*, at a learning rate of 1e-3: in ours the loss of the third epoch is above the first's (below).
 #
 # Below the report's network is trained three times, on the same pictures: with aligned pairs, with pairs shifted by

@@ -35,7 +35,7 @@ class PictureValidation(Validation):
     """PSNR and SSIM of held-out pictures.
 
     What is not finite stops the run, and so does a collapse: PSNR 6 dB below bicubic interpolation's, or
-    below the best before where that is worse; 30 dB are none.
+    below the best before where that is worse; above 30 dB there is none.
 
     Args:
         pairs: List of (name, LR, HR), uint8.
